@@ -1,0 +1,43 @@
+// Package mux is the tree of nodes: which contexts exist, in what state, who waits for them and how long they stay. It decides when an
+// edge is dialled (once, however many wait), and when a node leaves. It knows nothing of gRPC, of SSH's insides or of modules.
+package mux
+
+import (
+	"context"
+	"io"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+)
+
+// Dialer opens connections to targets. internal/sshlink is the one in use.
+type Dialer interface {
+	// Dial connects and authenticates. ctx ends the attempt; the attempt's own timeout and retries are the hop's. Errors are
+	// *fault.Error with a kind that says which step failed.
+	Dial(ctx context.Context, h *hop.SSH, run hop.Run) (Transport, error)
+}
+
+// Transport is an open connection to one account of one target, on which processes are started.
+type Transport interface {
+	// Exec starts cmd through the account's login shell. ctx bounds the start only.
+	Exec(ctx context.Context, cmd []byte, o ExecOptions) (Process, error)
+	// Done is closed when the connection has ended, for whatever reason; Err then says why.
+	Done() <-chan struct{}
+	Err() error
+	// Close ends the connection and everything on it, and waits for its goroutines.
+	Close() error
+}
+
+// ExecOptions are what a process may be given besides its command.
+type ExecOptions struct {
+	TTY bool // a terminal, as with ssh -tt
+}
+
+// Process is a command on a transport. Read is its stdout, Write its stdin; Close ends both and unblocks their callers.
+type Process interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+	Stderr() io.Reader
+	// Wait returns the exit code, 128 + n if signal n ended it, once the output has been read. An error means that the
+	// connection ended first.
+	Wait() (int, error)
+}
