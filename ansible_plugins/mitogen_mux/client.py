@@ -123,6 +123,7 @@ class Client:
                 h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
                 h2.settings.SettingCodes.MAX_FRAME_SIZE: 1 << 18,
             })
+            conn.max_inbound_frame_size = conn.local_settings.max_frame_size
             conn.initiate_connection()
             conn.increment_flow_control_window(WINDOW)
             # The preface leaves with the first call's headers: one write.

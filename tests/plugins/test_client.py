@@ -1,0 +1,222 @@
+"""The client on h2 against a grpcio server, with grpcio's own client as the oracle: one suite, both clients."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import os
+import pathlib
+import threading
+import typing as t
+
+import pytest
+
+grpc = pytest.importorskip('grpc', reason='grpcio, the oracle, is not installed')
+
+from concurrent import futures  # noqa: E402
+
+from mitogen_mux import client as client_module  # noqa: E402
+from mitogen_mux.client import Client, NotSent, RpcError  # noqa: E402
+from mitogen_mux.v1 import error_pb2, jobs_pb2  # noqa: E402
+
+RUN = '/test.Service/Run'
+FAIL = '/test.Service/Fail'
+HANG = '/test.Service/Hang'
+ABSENT = '/test.Service/Absent'
+
+
+class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Run answers each body with its data and ends with their number; Fail carries a typed detail; Hang waits to be cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    def service(self, details: t.Any) -> t.Any:
+        name = details.method.rpartition('/')[2]
+        handler = {'Run': self.run, 'Fail': self.fail, 'Hang': self.hang}.get(name)
+        return handler and grpc.stream_stream_rpc_method_handler(handler, jobs_pb2.RunRequest.FromString, jobs_pb2.RunReply.SerializeToString)
+
+    def run(self, requests: t.Iterator[jobs_pb2.RunRequest], context: t.Any) -> t.Iterator[jobs_pb2.RunReply]:
+        count = 0
+        for request in requests:
+            count += 1
+            yield jobs_pb2.RunReply(output=jobs_pb2.Output(stdout=request.body.data))
+        yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(rc=count))
+
+    def fail(self, requests: t.Iterator[jobs_pb2.RunRequest], context: t.Any) -> t.Iterator[jobs_pb2.RunReply]:
+        status = error_pb2.RpcStatus(code=9, message='nö 100 %')
+        status.details.add().Pack(error_pb2.Error(kind=error_pb2.Error.HOST_KEY_UNKNOWN, host='h1', message='nö'))
+        context.set_trailing_metadata((('grpc-status-details-bin', status.SerializeToString()),))
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, 'nö 100 %')
+        yield jobs_pb2.RunReply()
+
+    def hang(self, requests: t.Iterator[jobs_pb2.RunRequest], context: t.Any) -> t.Iterator[jobs_pb2.RunReply]:
+        context.add_callback(self.cancelled.set)
+        yield jobs_pb2.RunReply(log=jobs_pb2.Log(text='begun'))
+        self.cancelled.wait(30)
+
+
+@dataclasses.dataclass
+class Outcome:
+    replies: list[jobs_pb2.RunReply]
+    code: int
+    message: str = ''
+    kind: int = 0
+
+
+Caller = t.Callable[[str, t.Iterable[jobs_pb2.RunRequest], t.Optional[float]], Outcome]
+
+
+def with_h2(path: str) -> Caller:
+    client = Client(path)
+
+    def call(method: str, requests: t.Iterable[jobs_pb2.RunRequest], timeout: float | None) -> Outcome:
+        replies = []
+        try:
+            for reply in client.stream(method, requests, jobs_pb2.RunReply, timeout):
+                replies.append(reply)
+        except RpcError as error:
+            return Outcome(replies, error.code, error.message, error.kind)
+        return Outcome(replies, 0)
+
+    return call
+
+
+def with_grpcio(path: str) -> Caller:
+    channel = grpc.insecure_channel(f'unix:{path}')
+
+    def call(method: str, requests: t.Iterable[jobs_pb2.RunRequest], timeout: float | None) -> Outcome:
+        stub = channel.stream_stream(method, jobs_pb2.RunRequest.SerializeToString, jobs_pb2.RunReply.FromString)
+        replies = []
+        stream = stub(iter(requests), timeout=timeout)
+        try:
+            for reply in stream:
+                replies.append(reply)
+        except grpc.RpcError as error:
+            packed = dict(error.trailing_metadata() or ()).get('grpc-status-details-bin', b'')
+            detail = error_pb2.Error()
+            for item in error_pb2.RpcStatus.FromString(packed).details:
+                item.Unpack(detail)
+            return Outcome(replies, error.code().value[0], error.details(), detail.kind)
+        return Outcome(replies, 0)
+
+    return call
+
+
+@pytest.fixture
+def service(tmp_path: pathlib.Path) -> t.Iterator[tuple[Service, str]]:
+    path = str(tmp_path / 's')
+    handler = Service()
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((handler,))
+    server.add_insecure_port(f'unix:{path}')
+    server.start()
+    yield handler, path
+    handler.cancelled.set()
+    server.stop(0).wait()
+
+
+@pytest.fixture(params=[with_h2, with_grpcio], ids=['h2', 'grpcio'])
+def call(request: pytest.FixtureRequest, service: tuple[Service, str]) -> Caller:
+    return t.cast(Caller, request.param(service[1]))
+
+
+def bodies(count: int, size: int) -> t.Iterator[jobs_pb2.RunRequest]:
+    for number in range(count):
+        yield jobs_pb2.RunRequest(body=jobs_pb2.Body(data=bytes([number % 256]) * size))
+
+
+@pytest.mark.parametrize(('count', 'size'), [(0, 0), (1, 0), (1, 1), (3, 16383), (3, 16384), (1, 65535), (1, 65536), (200, 131072)])
+def test_bodies_come_back(call: Caller, count: int, size: int) -> None:
+    outcome = call(RUN, bodies(count, size), None)
+    assert (outcome.code, outcome.replies[-1].result.rc) == (0, count)
+    assert [reply.output.stdout for reply in outcome.replies[:-1]] == [request.body.data for request in bodies(count, size)]
+
+
+def test_calls_follow_each_other(call: Caller) -> None:
+    for count in (0, 2, 1):
+        assert call(RUN, bodies(count, 9), 30).replies[-1].result.rc == count
+        assert call(FAIL, (), 30).code == 9
+
+
+@pytest.mark.parametrize(('method', 'code', 'kind'), [(FAIL, 9, error_pb2.Error.HOST_KEY_UNKNOWN), (ABSENT, 12, 0)])
+def test_errors(call: Caller, method: str, code: int, kind: int) -> None:
+    outcome = call(method, bodies(1, 10), None)
+    assert (outcome.code, outcome.kind) == (code, kind)
+    if method == FAIL:
+        assert outcome.message == 'nö 100 %'
+
+
+def test_deadline(call: Caller) -> None:
+    outcome = call(HANG, (), 0.2)
+    assert outcome.code == client_module.DEADLINE_EXCEEDED
+    assert outcome.replies[0].log.text == 'begun'
+
+
+def test_leaving_early_cancels(service: tuple[Service, str]) -> None:
+    handler, path = service
+    client = Client(path)
+    for reply in client.stream(HANG, (), jobs_pb2.RunReply):
+        assert reply.log.text == 'begun'
+        break
+    gc.collect()
+    assert handler.cancelled.wait(10)
+    assert list(client.stream(RUN, (), jobs_pb2.RunReply))[-1].result.rc == 0
+
+
+def test_no_daemon(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(NotSent) as caught:
+        list(Client(str(tmp_path / 'none')).stream(RUN, (), jobs_pb2.RunReply))
+    assert 'none' in caught.value.message
+
+
+def test_a_fork_is_noticed(service: tuple[Service, str]) -> None:
+    client = Client(service[1])
+    list(client.stream(RUN, (), jobs_pb2.RunReply))
+    client._pid = os.getppid()  # as a forked child would find it
+    with pytest.raises(RuntimeError):
+        list(client.stream(RUN, (), jobs_pb2.RunReply))
+
+
+@pytest.mark.parametrize('cut', range(0, 200, 7))
+def test_a_connection_cut_anywhere_is_an_error(tmp_path: pathlib.Path, service: tuple[Service, str], cut: int) -> None:
+    """A relay passes ``cut`` bytes of the answer and then closes: always RpcError, never a hang, and the next call works."""
+    import socket
+
+    path = str(tmp_path / 'relay')
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(1)
+
+    def relay() -> None:
+        inner = socket.socket(socket.AF_UNIX)
+        outer, _ = listener.accept()
+        with outer, inner:
+            inner.connect(service[1])
+            left = cut
+            threading.Thread(target=pump, args=(outer, inner), daemon=True).start()
+            while left > 0:
+                data = inner.recv(left)
+                if not data:
+                    return
+                outer.sendall(data)
+                left -= len(data)
+            outer.shutdown(socket.SHUT_RDWR)
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=relay)
+    thread.start()
+    client = Client(path)
+    with pytest.raises(RpcError) as caught:
+        list(client.stream(RUN, bodies(1, 1000), jobs_pb2.RunReply))
+    assert caught.value.code == client_module.UNAVAILABLE
+    thread.join(10)
+    listener.close()
+    client.path = service[1]
+    assert len(list(client.stream(RUN, bodies(1, 10), jobs_pb2.RunReply))) == 2
