@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestCounts sends three questions through the relay to a host that answers each, and looks at every counter.
+func TestCounts(t *testing.T) {
+	host, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	go func() {
+		c, err := host.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for b := make([]byte, 5); ; {
+			if _, err := io.ReadFull(c, b); err != nil {
+				return
+			}
+			if _, err := c.Write([]byte("answer!")); err != nil {
+				return
+			}
+		}
+	}()
+	in, say := io.Pipe()
+	hear, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() { ended <- run("127.0.0.1:0", host.Addr().String(), time.Millisecond, in, out) }()
+	lines := bufio.NewReader(hear)
+	address, err := lines.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := net.Dial("tcp", strings.TrimSpace(address))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := c.Write([]byte("quest")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 7)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask := func(word string) (s Stats) {
+		t.Helper()
+		if _, err := io.WriteString(say, word+"\n"); err != nil {
+			t.Fatal(err)
+		}
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(line, &s); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	if got, want := ask("stats"), (Stats{UpBytes: 15, DownBytes: 21, Connections: 1, Turns: 2}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := ask("reset"); got != (Stats{}) {
+		t.Errorf("after a reset: %+v", got)
+	}
+	// The relay ends with its stdin, an open connection with it.
+	if err := say.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err == nil {
+		t.Error("the connection outlived the relay")
+	}
+}
