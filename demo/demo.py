@@ -1,0 +1,170 @@
+"""Runs one playbook plain and through mitogen-mux, against an sshd of its own behind a relay that counts, and prints what each cost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import typing as t
+
+PROJECT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / 'tests' / 'integration'))
+
+import harness  # noqa: E402 - the machine under test is the integration tests' own
+
+BIN = PROJECT / 'bin'
+DELAY = '0.5ms'  # one way: a network next door
+
+
+@dataclasses.dataclass
+class Cost:
+    """What one run took. Seconds of CPU are user and system together."""
+
+    wall: float
+    controller: float
+    target: float
+    wire: dict[str, int]
+    words: list[str]
+    files: str
+
+
+class Relay:
+    """bench/relay, asked over its stdin."""
+
+    def __init__(self, port: int) -> None:
+        self._process = subprocess.Popen([BIN / 'relay', '--to', f'127.0.0.1:{port}', '--delay', DELAY],
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.port = int(self._read().rpartition(':')[2])
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().strip()
+
+    def ask(self, word: str) -> dict[str, int]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(word + '\n')
+        self._process.stdin.flush()
+        return t.cast('dict[str, int]', json.loads(self._read()))
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def cpu_of(pid: int) -> float:
+    """CPU of a process and of all below it that ended, in seconds."""
+    try:
+        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    except OSError:
+        return 0.0
+    return sum(int(n) for n in fields[11:15]) / os.sysconf('SC_CLK_TCK')
+
+
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def left_behind(state: pathlib.Path) -> list[int]:
+    """What the run leaves for the next one: ssh's control master, or the daemon. Their argv names this demo's folder or program."""
+    return [p.pid for p in harness.processes()
+            if any(str(state) in word for word in p.argv) or (p.argv[:1] == (str(BIN / 'mitogen-mux'),) and 'serve' in p.argv)]
+
+
+def digest(folder: pathlib.Path) -> str:
+    """All that the playbook made: names, modes, owners, content."""
+    lines = []
+    for path in sorted(folder.rglob('*')):
+        info = path.lstat()
+        body = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
+        lines.append(f'{path.relative_to(folder)} {info.st_mode:o} {info.st_uid} {info.st_gid} {body}')
+    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+
+
+def run(state: pathlib.Path, sshd: harness.Sshd, relay: Relay, extra: dict[str, str], variables: dict[str, str]) -> Cost:
+    """One run from nothing: no control master, no daemon, no file of an earlier run."""
+    root, fetched = pathlib.Path(variables['demo_root']), pathlib.Path(variables['demo_fetched'])
+    for folder in (root, fetched):
+        subprocess.run(['rm', '-rf', folder], check=True)
+    assert sshd.process is not None
+    relay.ask('reset')
+    target, controller, started = cpu_of(sshd.process.pid), cpu_of_children(), time.monotonic()
+    environ = os.environ | {'ANSIBLE_CONFIG': str(state / 'ansible.cfg'), 'HOME': str(state), 'MITOGEN_MUX_DIR': str(state / 'mux'),
+                            'MITOGEN_MUX_BIN': str(BIN / 'mitogen-mux')} | extra
+    done = subprocess.run([pathlib.Path(sys.executable).with_name('ansible-playbook'), '-i', state / 'inventory',
+                           '-e', json.dumps(variables), PROJECT / 'demo' / 'playbook' / 'site.yml'],
+                          env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    wall = time.monotonic() - started
+    if done.returncode:
+        sys.exit(f'{done.stdout}\ndemo: ansible-playbook ended with {done.returncode}')
+    controller = cpu_of_children() - controller
+    left = left_behind(state)
+    controller += sum(cpu_of(pid) for pid in left)
+    harness.end(left, 15)
+    harness.until(lambda: not left_behind(state) and not sshd.sessions(), 20, 'connections are closed')
+    return Cost(wall, controller, cpu_of(sshd.process.pid) - target, relay.ask('stats'), words(done.stdout), digest(root) + digest(fetched))
+
+
+def words(text: str) -> list[str]:
+    """Ansible's output without the width of its rulers."""
+    return [line.rstrip('*').rstrip() for line in text.splitlines()]
+
+
+def table(plain: Cost, ours: Cost) -> str:
+    rows: list[tuple[str, str, str, float]] = []
+    for name, unit, get in (('wall time', 's', lambda c: c.wall), ('controller CPU', 's', lambda c: c.controller), ('target CPU', 's', lambda c: c.target),
+                            ('bytes on the wire', 'KiB', lambda c: (c.wire['up_bytes'] + c.wire['down_bytes']) / 1024),
+                            ('round trips', '', lambda c: c.wire['turns'])):
+        a, b = float(get(plain)), float(get(ours))
+        show = '{:,.0f} {}' if unit != 's' else '{:.2f} {}'
+        rows.append((name, show.format(a, unit).strip(), show.format(b, unit).strip(), a / b if b else 0.0))
+    lines = [f'{"":20}{"pipelining":>14}{"mitogen-mux":>14}{"ratio":>9}']
+    lines += [f'{name:20}{a:>14}{b:>14}{ratio:>8.1f}x' for name, a, b, ratio in rows]
+    same = plain.words == ours.words and plain.files == ours.files
+    lines.append(f'{"same results":20}{"yes" if same else "NO":>28}')
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    try:
+        harness.require()
+    except harness.Unavailable as reason:
+        sys.exit(f'demo: {reason}')
+    with contextlib.ExitStack() as stack:
+        state = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-demo-')))
+        login, app, _ = stack.enter_context(harness.accounts())
+        key = state / 'key'
+        harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(key))
+        state.chmod(0o755)
+        sshd = harness.Sshd(state / 'sshd', key.with_suffix('.pub'))
+        sshd.start()
+        stack.callback(sshd.stop)
+        relay = Relay(sshd.port)
+        stack.callback(relay.close)
+        known = (sshd.known_hosts.read_text().replace(f':{sshd.port} ', f':{relay.port} '))
+        sshd.known_hosts.write_text(known)
+        (state / 'inventory').write_text(
+            f'demo ansible_host=127.0.0.1 ansible_port={relay.port} ansible_user={login.name} ansible_ssh_private_key_file={key} '
+            f'ansible_python_interpreter=/usr/bin/python3\n')
+        (state / 'ansible.cfg').write_text(
+            f'[defaults]\nstrategy_plugins = {PROJECT}/ansible_plugins/strategy\ndeprecation_warnings = false\nlocal_tmp = {state}/tmp\n'
+            f'[ssh_connection]\npipelining = true\nssh_common_args = -o UserKnownHostsFile={sshd.known_hosts}\ncontrol_path_dir = {state}/cp\n')
+        variables = {'demo_root': str(state / 'site'), 'demo_fetched': str(state / 'fetched'), 'demo_app': app.name}
+        costs = []
+        for title, extra in (('plain Ansible, pipelining', {}), ('mitogen-mux', {'ANSIBLE_STRATEGY': 'mitogen_linear'})):
+            print(f'== {title}', flush=True)
+            costs.append(run(state, sshd, relay, extra, variables))
+            print('\n'.join(costs[-1].words[-3:]), flush=True)
+        print(table(*costs))
+        return 0 if costs[0].words == costs[1].words and costs[0].files == costs[1].files else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
