@@ -1,0 +1,131 @@
+"""What differs between the supported versions of ansible-core, each with the version that ends it. Nothing else in the plugins asks for a
+version; and where a feature can be seen, this file asks for the feature instead."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import inspect
+import json
+import os
+import time
+import typing as t
+
+from ansible import constants as C
+from ansible.executor import module_common
+
+BUILT_MODULE: t.Any = getattr(module_common, '_BuiltModule', None)
+"""What ``modify_module`` returns: a tuple (data, style, shebang) up to 2.18, this class since 2.19."""
+
+LOADER = '' if BUILT_MODULE is None else 'ansible.module_utils._internal._ansiballz._loader'
+"""The payload's own entry point: runpy up to 2.18, a module of the payload since 2.19."""
+
+PROFILE = '' if BUILT_MODULE is None else 'legacy'
+"""Serialization profile of parameters and results. 2.19 has others, behind a switch that is off; a module that asks for one is not ours."""
+
+CORE_MODULE_UTILS = os.path.realpath(os.path.join(os.path.dirname(module_common.__file__), '..', 'module_utils'))
+"""ansible-core's own module_utils."""
+
+CORE_ROOT = os.path.dirname(os.path.dirname(CORE_MODULE_UTILS))
+"""The folder that holds the package ``ansible``: paths in a payload are relative to it."""
+
+ROUTING = os.path.join(CORE_ROOT, 'ansible', 'config', 'ansible_builtin_runtime.yml')
+"""Redirects of module_utils of ansible.builtin."""
+
+
+def surrogate_fqn(module_name: str) -> str:
+    """The full name that a payload gives to a module whose path tells none (roles, ``library/``)."""
+    return f'ansible.modules.{module_name}' if BUILT_MODULE is None else f'ansible.legacy.{module_name}'
+
+
+def preload_roots() -> list[str]:
+    """The modules that every payload of this core imports before the module itself runs."""
+    if BUILT_MODULE is None:
+        return ['ansible.module_utils.basic']
+    from ansible.module_utils._internal import _json
+    names = [_json.get_module_serialization_profile_module_name(PROFILE, to_module) for to_module in (True, False)]
+    return ['ansible.module_utils.basic', LOADER, *names]
+
+
+def wants_extensions(task_vars: dict[str, t.Any]) -> bool:
+    """Whether a debugger or coverage shall go into the payload. Such a payload is left to the core."""
+    if BUILT_MODULE is None:
+        return bool(os.environ.get('_ANSIBLE_COVERAGE_CONFIG'))
+    from ansible._internal._ansiballz import _builder
+    if C.config.get_config_value('_MODULE_METADATA'):
+        return True
+    return bool(_builder.ExtensionManager.create(task_vars=task_vars).extension_names)
+
+
+def encode_params(module_args: dict[str, t.Any]) -> bytes:
+    """The module's parameters as the core's own encoder writes them into a payload. Raises TypeError for what it cannot write."""
+    params = {'ANSIBLE_MODULE_ARGS': module_args}
+    if BUILT_MODULE is None:
+        from ansible.module_utils.common.json import AnsibleJSONEncoder
+        return json.dumps(params, cls=AnsibleJSONEncoder, vault_to_text=True).encode()
+    from ansible.module_utils.common.json import Direction, get_module_encoder
+    return json.dumps(params, cls=get_module_encoder(PROFILE, Direction.CONTROLLER_TO_MODULE)).encode()
+
+
+def fill_payload(archive: t.Any, module_name: str, fqn: str, path: str, source: bytes) -> None:
+    """Lets the core write the files of a payload into ``archive``, in its own order."""
+    if BUILT_MODULE is None:
+        date = time.gmtime()[:6]
+        module_common.recursive_finder(module_name, fqn, source, archive, date)
+        module_common._add_module_to_zip(archive, date, fqn, source)
+        return
+    from ansible._internal._ansiballz import _builder
+    from ansible._internal._datatag._tags import Origin
+    extensions = _builder.ExtensionManager()
+    now = datetime.datetime.now(datetime.timezone.utc)
+    module_common.recursive_finder(module_name, fqn, Origin(path=path).tag(source), archive, now, extensions)
+    module_common._add_module_to_zip(archive, now, fqn, source, path, extensions)
+
+
+def built(data: bytes, shebang: str) -> t.Any:
+    """``modify_module``'s answer for a new-style Python module."""
+    if BUILT_MODULE is None:
+        return data, 'new', shebang
+    return BUILT_MODULE(b_module_data=data, module_style='new', shebang=shebang, serialization_profile=PROFILE)
+
+
+def built_data(answer: t.Any) -> bytes:
+    """The payload in ``modify_module``'s answer."""
+    return bytes(answer[0] if BUILT_MODULE is None else answer.b_module_data)
+
+
+def prewarm() -> None:
+    """Does once in the parent what every forked worker would do for the first time."""
+    if BUILT_MODULE is None:
+        return
+    from ansible.module_utils.common.json import Direction, get_module_decoder, get_module_encoder
+    get_module_encoder(PROFILE, Direction.CONTROLLER_TO_MODULE)
+    get_module_decoder(PROFILE, Direction.MODULE_TO_CONTROLLER)
+    with contextlib.suppress(ImportError, AttributeError, TypeError):
+        from ansible._internal import _task  # 2.21: field tables of results
+        _task.UnifiedTaskResult.from_module_result_dict({})
+        _task.UnifiedTaskResult.from_action_result_dict({})
+
+
+def missing_seams() -> str:
+    """What this core lacks of what the seams stand on; empty if they fit. A core newer than those that are known may have moved it."""
+    from ansible.plugins import action
+    from ansible.plugins import loader
+    wanted = {'module_name', 'module_path', 'module_args', 'templar', 'task_vars', 'async_timeout', 'environment', 'remote_is_local'}
+    original = getattr(action, 'modify_module', None)
+    if original is None:
+        return 'plugins.action.modify_module'
+    if not wanted <= set(inspect.signature(original).parameters):
+        return 'the parameters of modify_module'
+    for name in ('_configure_module', '_is_pipelining_enabled', '_transfer_data', '_execute_module'):
+        if not callable(getattr(action.ActionBase, name, None)):
+            return f'ActionBase.{name}'
+    for name in ('recursive_finder', '_add_module_to_zip', '_get_shebang', '_extract_interpreter', '_is_binary', '_get_ansible_module_fqn'):
+        if not callable(getattr(module_common, name, None)):
+            return f'module_common.{name}'
+    for name in ('REPLACER', 'NEW_STYLE_PYTHON_MODULE_RE', 'LegacyModuleUtilLocator', 'CollectionModuleUtilLocator', 'module_utils_loader'):
+        if not hasattr(module_common, name):
+            return f'module_common.{name}'
+    if not callable(getattr(loader.connection_loader, 'get_with_context', None)):
+        return 'PluginLoader.get_with_context'
+    return ''

@@ -1,0 +1,352 @@
+"""Connections: what stands in front of Ansible's own ssh and local plugins and sends their work through the daemon.
+
+An object of ours is of a class made of a mixin and the original class, so that options, documentation and everything that is not
+overridden here stay the original's. With ``mitogen_enabled: false`` it is the original."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import stat
+import typing as t
+
+from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
+from ansible.module_utils.common.text.converters import to_bytes, to_native, to_text
+
+from . import daemon, display, errors, hops, payload
+from .client import RpcError
+from .v1 import error_pb2, jobs_pb2, path_pb2
+
+BODY_PART = 128 << 10
+
+DEFINITIONS: dict[str, dict[str, t.Any]] = {
+    'mitogen_enabled': {
+        'description': ['Whether mitogen-mux does the work of this connection. If not, everything is done as if it were not there.'],
+        'type': 'bool',
+        'default': True,
+        'vars': [{'name': 'mitogen_enabled'}],
+        'env': [{'name': 'MITOGEN_ENABLED'}],
+    },
+}
+"""Our own variables, as options of the plugins that we stand in front of: so the core finds, templates and delegates them."""
+
+Result = tuple[int, bytes, bytes]
+
+
+class MuxConnection:
+    """What all our connections have in common. Mixed in before an Ansible connection class."""
+
+    if t.TYPE_CHECKING:
+        _play_context: t.Any
+        _shell: t.Any
+        _connected: bool
+        _load_name: str
+        become: t.Any
+        plugin_type: str
+
+    _mux_escalation: hops.Escalation | None = None
+
+    def mux_enabled(self) -> bool:
+        """Whether we are to do this connection's work."""
+        return bool(hops.option(self, 'mitogen_enabled', True))
+
+    def mux_account(self, interpreter: str = '') -> path_pb2.Hop:
+        """The hop to the login account."""
+        raise NotImplementedError
+
+    def mux_host(self) -> str:
+        """Whom messages are about."""
+        return to_text(self._play_context.remote_addr)
+
+    def mux_process(self) -> jobs_pb2.Process | None:
+        """What the account itself does not determine about a new process."""
+        return None
+
+    def set_become_plugin(self, plugin: t.Any) -> None:
+        super().set_become_plugin(plugin)  # type: ignore[misc]
+        self._mux_escalation = None
+        if plugin is not None:
+            hops.watch(plugin, self._mux_remember)
+
+    def _mux_remember(self, escalation: hops.Escalation) -> None:
+        self._mux_escalation = escalation
+
+    def _mux_become(self, cmd: str) -> hops.Escalation | None:
+        """The escalation that is in force for a command: the become plugin's latest, if its marker is in the text."""
+        latest = self._mux_escalation
+        if latest is None or self.become is None or not latest.success or latest.success not in cmd:
+            return None
+        return latest
+
+    def mux_module(self, token: payload.Token, cmd: str) -> Result:
+        """Runs a module in a job of the account's agent."""
+        session = _session()
+        path = path_pb2.Path(hops=[self.mux_account(token.interpreter)])
+        if self._mux_become(cmd):
+            path.hops.append(hops.become(self, token.interpreter, session.attach.stage1, session.attach.agent_name))
+        step = jobs_pb2.Step(module=jobs_pb2.Module(payload=token.source.key(), params=token.params, name=token.source.name,
+                                                    rlimit_nofile=token.rlimit_nofile, process=self.mux_process()))
+        for name, value in token.environment:
+            step.module.environment.add(name=name, value=value)
+        try:
+            return self._mux_run_module(token, path, step)
+        except payload.NotCovered:
+            return self.mux_command(cmd, token.stock(), sudoable=True)
+        except RpcError as error:
+            if error.kind == error_pb2.Error.BECOME_FAILED:
+                return _tool_failed(error)
+            if error.kind == error_pb2.Error.INTERPRETER_MISSING:
+                # Nothing was run. The plain way gives the very message that the core knows how to read.
+                return self.mux_command(cmd, token.stock(), sudoable=True)
+            raise errors.to_ansible(error, self.mux_host()) from None
+
+    def _mux_run_module(self, token: payload.Token, path: path_pb2.Path, step: jobs_pb2.Step) -> Result:
+        key = step.module.payload
+        while True:
+            try:
+                return self._mux_run(path, [step])[0]
+            except RpcError as error:
+                if error.kind != error_pb2.Error.PAYLOAD_WANTED:
+                    raise
+            with payload.building(key) as mine:
+                if mine:
+                    made = payload.build(token.source)
+                    _session().upload(key, made.manifest, made.inputs, made.blobs)
+
+    def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
+        """Runs a command line as the plain plugin would."""
+        raise NotImplementedError
+
+    def mux_steps(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], body: bytes | None = None) -> list[Result]:
+        """Runs steps on a node; ``body`` is the input of the first. Errors are those of Ansible."""
+        try:
+            return self._mux_run(path, steps, body)
+        except RpcError as error:
+            if error.kind == error_pb2.Error.BECOME_FAILED:
+                return [_tool_failed(error)]
+            raise errors.to_ansible(error, self.mux_host()) from None
+
+    def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], body: bytes | None = None) -> list[Result]:
+        request = jobs_pb2.Request(host=self.mux_host(), path=path, steps=steps)
+        files_only = all(step.WhichOneof('action') in ('put', 'get') for step in steps)
+        out: list[tuple[list[bytes], list[bytes]]] = [([], []) for _ in steps]
+        codes: dict[int, int] = {}
+        session = _session()
+        send = session.transfer if files_only else session.request
+        try:
+            with contextlib.closing(send(request, _Bodies(body))) as replies:  # type: ignore[type-var]
+                for reply in replies:
+                    kind = reply.WhichOneof('event')
+                    if kind == 'log':
+                        display.log(reply.log, self.mux_host())
+                        continue
+                    event = reply.output if kind == 'output' else reply.result
+                    stdout, stderr = out[event.step]
+                    stdout.append(event.stdout)
+                    stderr.append(event.stderr)
+                    if kind == 'result':
+                        codes[event.step] = reply.result.rc
+        except daemon.DaemonError as error:
+            raise AnsibleError(str(error)) from None
+        if len(codes) != len(steps):
+            raise AnsibleConnectionFailure(f'{self.mux_host()}: the mitogen-mux daemon ended the request without its results')
+        self._connected = True
+        return [(codes[n], b''.join(stdout), b''.join(stderr)) for n, (stdout, stderr) in enumerate(out)]
+
+
+class SshConnection(MuxConnection):
+    """In front of ansible.builtin.ssh."""
+
+    if t.TYPE_CHECKING:
+        host: str
+        user: str
+        port: int | None
+
+    def mux_account(self, interpreter: str = '') -> path_pb2.Hop:
+        return hops.ssh(self, interpreter)
+
+    def mux_host(self) -> str:
+        return to_text(hops.option(self, 'host') or self._play_context.remote_addr)
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
+        if not self.mux_enabled():
+            return super().exec_command(cmd, in_data=_stock(in_data), sudoable=sudoable)  # type: ignore[misc,no-any-return]
+        self._mux_introduce()
+        display.vvv(f'SSH: EXEC {to_text(cmd)}', self.host)
+        if isinstance(in_data, payload.Token):
+            answer = self.mux_module(in_data, cmd)
+        else:
+            answer = self.mux_command(cmd, in_data, sudoable)
+        display.result(answer, self._play_context.no_log, self.host)
+        return answer
+
+    def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
+        path = path_pb2.Path(hops=[self.mux_account()])
+        escalation = self._mux_become(cmd)
+        if escalation is None:
+            argv = [b'/bin/sh', b'-c', _LOGIN_SHELL, to_bytes(cmd)]
+        else:
+            path.hops.append(hops.become(self))
+            argv = [*(to_bytes(word) for word in shlex.split(escalation.executable)), b'-c', to_bytes(escalation.command)]
+        tty = not in_data and sudoable and bool(hops.option(self, 'use_tty', True))
+        step = jobs_pb2.Step(command=jobs_pb2.Command(argv=argv, plain=to_bytes(cmd), has_body=bool(in_data), tty=tty))
+        rc, stdout, stderr = self.mux_steps(path, [step], in_data)[0]
+        if tty:
+            stderr += self._mux_farewell()
+        return rc, stdout, stderr
+
+    def _mux_farewell(self) -> bytes:
+        """What ssh itself adds to stderr when it ends a session that has a terminal."""
+        words = ' '.join(self.mux_account().ssh.args).lower()
+        if ' -q ' in f' {words} ' or any(f'loglevel{sep}{level}' in words for sep in '= ' for level in ('quiet', 'fatal', 'error')):
+            return b''
+        shared = 'Shared connection' if 'controlpersist' in words else 'Connection'
+        return to_bytes(f'{shared} to {self.host} closed.\r\n')
+
+    def put_file(self, in_path: str, out_path: str) -> t.Any:
+        if not self.mux_enabled():
+            return super().put_file(in_path, out_path)  # type: ignore[misc]
+        self._mux_set_host()
+        display.vvv(f'PUT {in_path} TO {out_path}', self.host)
+        source = os.path.abspath(to_bytes(in_path, errors='surrogate_or_strict'))
+        try:
+            mode = stat.S_IMODE(os.stat(source).st_mode) & 0o777
+        except OSError:
+            raise AnsibleFileNotFound(f'file or module does not exist: {to_native(in_path)}') from None
+        put = jobs_pb2.Put(path=os.fsdecode(source), dest=to_bytes(out_path), mode=mode)
+        return self.mux_steps(path_pb2.Path(hops=[self.mux_account()]), [jobs_pb2.Step(put=put)])[0]
+
+    def fetch_file(self, in_path: str, out_path: str) -> t.Any:
+        if not self.mux_enabled():
+            return super().fetch_file(in_path, out_path)  # type: ignore[misc]
+        self._mux_set_host()
+        display.vvv(f'FETCH {in_path} TO {out_path}', self.host)
+        get = jobs_pb2.Get(source=to_bytes(in_path), path=os.path.abspath(to_text(out_path)))
+        return self.mux_steps(path_pb2.Path(hops=[self.mux_account()]), [jobs_pb2.Step(get=get)])[0]
+
+    def reset(self) -> None:
+        if not self.mux_enabled():
+            super().reset()  # type: ignore[misc]
+            return
+        self._mux_set_host()
+        try:
+            _session().reset(self.mux_host(), path_pb2.Path(hops=[self.mux_account()]))
+        except RpcError as error:
+            raise errors.to_ansible(error, self.mux_host()) from None
+        self.close()  # type: ignore[attr-defined]
+
+    def _mux_set_host(self) -> None:
+        self.host = self.mux_host()
+        self.port = hops.option(self, 'port')
+        self.user = hops.option(self, 'remote_user')
+
+    def _mux_introduce(self) -> None:
+        self._mux_set_host()
+        display.vvv(f'ESTABLISH SSH CONNECTION FOR USER: {self.user}', self.host)
+
+
+class LocalConnection(MuxConnection):
+    """In front of ansible.builtin.local. Modules run in the agent; commands and files need no machine but this one, so that the
+    original's own methods are the shortest way and exactly the plain one."""
+
+    if t.TYPE_CHECKING:
+        cwd: str | bytes | None
+
+    def mux_account(self, interpreter: str = '') -> path_pb2.Hop:
+        return hops.local(interpreter)
+
+    def mux_process(self) -> jobs_pb2.Process | None:
+        process = jobs_pb2.Process(cwd=to_bytes(self.cwd or ''))
+        if os.environ != daemon.START_ENVIRON:
+            for name, value in os.environb.items():
+                process.environ.add(name=name, value=value)
+        return process
+
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
+        if not isinstance(in_data, payload.Token):
+            return self.mux_command(cmd, in_data, sudoable)
+        if not self.mux_enabled():
+            return self.mux_command(cmd, in_data.stock(), sudoable)
+        if not self._connected:
+            self._connect()  # type: ignore[attr-defined]
+        display.vvv(f'EXEC {to_text(cmd)}', self.mux_host())
+        return self.mux_module(in_data, cmd)
+
+    def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
+        return super().exec_command(cmd, in_data=in_data, sudoable=sudoable)  # type: ignore[misc,no-any-return]
+
+    def reset(self) -> None:
+        """The next module starts a new agent, for a reset is what a user does whose groups or limits have changed."""
+        super().reset()  # type: ignore[misc]
+        if self.mux_enabled():
+            with contextlib.suppress(RpcError):
+                _session().reset(self.mux_host(), path_pb2.Path(hops=[self.mux_account()]))
+
+
+MIXINS: dict[str, type[MuxConnection]] = {
+    'ansible.builtin.ssh': SshConnection,
+    'ansible.builtin.local': LocalConnection,
+}
+"""The plugins that we stand in front of, by full name."""
+
+_classes: dict[tuple[type, type], type] = {}
+
+
+def class_for(mixin: type[MuxConnection], original: type) -> type:
+    """The class of our objects. Its name must be that of the original, from which Ansible derives the plugin's type."""
+    made = _classes.get((mixin, original))
+    if made is None:
+        made = _classes[mixin, original] = type(original.__name__, (mixin, original), {'__module__': original.__module__})
+    return made
+
+
+def substitute(obj: t.Any, mixin: type[MuxConnection]) -> t.Any:
+    """An object of ours with the state of the original."""
+    new = object.__new__(class_for(mixin, type(obj)))
+    new.__dict__.update(obj.__dict__)
+    return new
+
+
+def define_variables(load_name: str) -> None:
+    """Adds our variables to the options of a connection plugin."""
+    definitions = C.config.get_configuration_definitions(plugin_type='connection', name=load_name)
+    for name, definition in DEFINITIONS.items():
+        if name not in definitions:
+            definitions[name] = definition
+
+
+_LOGIN_SHELL = b'exec "${SHELL:-/bin/sh}" -c "$0"'
+"""sshd hands a command line to the account's login shell; so does this."""
+
+
+class _Bodies:
+    """The input of a step in parts; iterable again, for a request that has to be repeated."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self._data = data
+
+    def __iter__(self) -> t.Iterator[jobs_pb2.Body]:
+        data = self._data
+        if data is None or not data:
+            return
+        for offset in range(0, len(data), BODY_PART):
+            yield jobs_pb2.Body(step=0, data=data[offset:offset + BODY_PART], last=offset + BODY_PART >= len(data))
+
+
+def _session() -> daemon.Session:
+    try:
+        return daemon.session()
+    except daemon.DaemonError as error:
+        raise AnsibleError(str(error)) from None
+
+
+def _stock(in_data: bytes | None) -> bytes | None:
+    return in_data.stock() if isinstance(in_data, payload.Token) else in_data
+
+
+def _tool_failed(error: RpcError) -> Result:
+    """The become tool itself refused: what the plain way gives is its text and a failed command."""
+    text = (error.detail.stderr or error.detail.message if error.detail else error.message).rstrip('\n') + '\n'
+    return 127 if 'not found' in text else 1, b'', to_bytes(text)

@@ -1,0 +1,41 @@
+"""What the plugins say, in the shape in which Ansible's own say it."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.utils.display import Display
+
+from .v1 import jobs_pb2
+
+_display = Display()
+
+
+def vvv(text: str, host: str) -> None:
+    """A line of a connection plugin at -vvv."""
+    _display.vvv(text, host=host)
+
+
+def result(answer: tuple[int, bytes, bytes], no_log: bool, host: str) -> None:
+    """What a command gave, at -vvv, as the ssh plugin shows it."""
+    if _display.verbosity < 3:
+        return
+    if no_log:
+        _display.vvv(f'rc={answer[0]}, stdout and stderr censored due to no log', host=host)
+    else:
+        _display.vvv(str(answer), host=host)
+
+
+def log(event: jobs_pb2.Log, host: str) -> None:
+    """A message of the daemon or an agent."""
+    who = event.host or host
+    if event.level == jobs_pb2.Log.WARNING:
+        _display.warning(f'{who}: {event.text}')
+        return
+    write: dict[int, t.Callable[..., None]] = {jobs_pb2.Log.V: _display.v, jobs_pb2.Log.VVV: _display.vvv}
+    write.get(event.level, _display.vvvv)(event.text, host=who)
+
+
+def once(text: str) -> None:
+    """A remark at -v."""
+    _display.v(text)

@@ -1,0 +1,301 @@
+"""Payloads: which files a module needs, by Ansible's own finder, and under which key the daemon keeps them.
+
+It knows nothing of connections or actions, and never decides what goes into a payload: the core's ``recursive_finder`` and
+``_add_module_to_zip`` do, writing into an archive that only remembers what it was given."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import re
+import stat
+import sys
+import threading
+import typing as t
+
+from ansible import constants as C
+from ansible.executor import module_common
+from ansible.release import __version__
+from ansible.utils.collection_loader import AnsibleCollectionConfig
+
+from . import compat
+from .v1 import files_pb2
+
+_RESOURCE_READER = re.compile(rb'importlib[._]resources|pkgutil\.get_data|importlib import resources')
+"""Code that wants its package on disk."""
+
+_RESPAWN = 'ansible/module_utils/common/respawn.py'
+_EMBED = 'ansible/module_utils/embed.py'
+
+_finder_lock = threading.Lock()
+
+
+class NotCovered(Exception):
+    """The payload has a file whose origin is not known, so that a later change of it could not be seen."""
+
+
+class Token(bytes):
+    """What the build seam gives Ansible in place of a payload, and the exec seam takes back. Should anybody run its text all the same,
+    it fails and says so."""
+
+    source: Source
+    params: bytes
+    environment: list[tuple[bytes, bytes]]
+    interpreter: str
+    rlimit_nofile: int
+    stock: t.Callable[[], bytes]
+    """Gives the payload that the core would have built."""
+
+    def __new__(cls) -> Token:
+        return super().__new__(cls, b'raise SystemExit("this is a placeholder of mitogen-mux, not a module")\n')
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A new-style Python module as its file has it."""
+    name: str
+    fqn: str
+    path: str
+    data: bytes
+
+    def key(self) -> bytes:
+        """The payload's name: all that decides which files the core finds, but for their content, which the inputs stand for."""
+        what = [1, __version__, compat.CORE_ROOT, sys.version_info[:3], self.path, self.fqn, _search_paths(), _collection_paths()]
+        return hashlib.sha256(json.dumps(what).encode()).digest()
+
+
+@dataclasses.dataclass
+class Payload:
+    """A manifest with what it was made from."""
+    manifest: files_pb2.Manifest
+    inputs: list[files_pb2.OfferRequest.Input]
+    blobs: dict[bytes, bytes]
+
+
+def classify(name: str, path: str) -> Source | None:
+    """Reads the module's file; None if it is no new-style Python module. The tests and their order are the core's."""
+    with open(path, 'rb') as file:
+        data = file.read()
+    if module_common._is_binary(data):
+        return None
+    if module_common.REPLACER in data:
+        data = data.replace(module_common.REPLACER, b'from ansible.module_utils.basic import *')
+    elif not module_common.NEW_STYLE_PYTHON_MODULE_RE.search(data):
+        return None
+    try:
+        fqn = module_common._get_ansible_module_fqn(path)
+    except ValueError:
+        fqn = compat.surrogate_fqn(name)
+    return Source(name, fqn, path, data)
+
+
+def build(source: Source) -> Payload:
+    """Lets the core find the files. Raises what the core raises for imports that it cannot find."""
+    archive, record = _Archive(), _Record()
+    record.file(source.path)
+    record.file(compat.ROUTING)
+    with _finder_lock, record.watch():
+        compat.fill_payload(archive, source.name, source.fqn, source.path, source.data)
+    return assemble(archive.files, source.fqn, record.shadows(archive.files), record.inputs(source, archive.files))
+
+
+def assemble(files: dict[str, bytes], module: str, shadowed: bool, inputs: list[files_pb2.OfferRequest.Input]) -> Payload:
+    """The manifest of these files, in their order. ``shadowed``: a file of the core's module_utils is not the core's."""
+    manifest = files_pb2.Manifest(module=module, loader=compat.LOADER, profile=compat.PROFILE)
+    blobs: dict[bytes, bytes] = {}
+    for path, data in files.items():
+        digest = hashlib.sha256(data).digest()
+        manifest.entries.add(path=path, sha256=digest, size=len(data))
+        blobs[digest] = data
+        if path in (_RESPAWN, _EMBED) or _RESOURCE_READER.search(data):
+            manifest.real_path = True
+    if not shadowed:
+        manifest.preload.extend(name for name in compat.preload_roots() if name.replace('.', '/') + '.py' in files)
+    return Payload(manifest, inputs, blobs)
+
+
+@contextlib.contextmanager
+def building(key: bytes) -> t.Iterator[bool]:
+    """Keeps the workers of one run from building the same payload side by side. Gives True to the one that shall build, False to one
+    that had to wait: then another has, and the request is worth another try."""
+    path = os.path.join(C.DEFAULT_LOCAL_TMP, f'mitogen-mux-{key.hex()[:32]}.lock')
+    with open(path, 'ab') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield False
+        else:
+            yield True
+
+
+class _Archive:
+    """The part of zipfile.ZipFile that the core uses to write a payload."""
+
+    compression = 0
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def writestr(self, info: t.Any, data: bytes | str) -> None:
+        self.files[info.filename] = bytes(data) if isinstance(data, bytes) else data.encode()
+
+    def namelist(self) -> list[str]:
+        return list(self.files)
+
+
+class _Record:
+    """Which files and folders the core's finder looked at."""
+
+    def __init__(self) -> None:
+        self._origins: dict[str, str] = {}  # path in the payload: file
+        self._redirected: set[str] = set()  # paths in the payload that the core made up from routing
+        self._files: dict[str, os.stat_result] = {}
+        self._folders: dict[str, int] = {}
+        self._absent: set[str] = set()
+
+    def file(self, path: str) -> None:
+        """The file's content decides about the payload."""
+        self._files[path] = os.stat(path)
+
+    def searched(self, path: str) -> None:
+        """A file in that folder would have been found; or the folder itself, would it exist."""
+        if path in self._folders or path in self._absent:
+            return
+        try:
+            info = os.stat(path)
+        except OSError:
+            self._absent.add(path)
+        else:
+            if stat.S_ISDIR(info.st_mode):
+                self._folders[path] = info.st_mtime_ns
+
+    def wanted(self, path: str) -> None:
+        """A file that counts whether it is there or not."""
+        try:
+            self.file(path)
+        except OSError:
+            self._absent.add(path)
+
+    @contextlib.contextmanager
+    def watch(self) -> t.Iterator[None]:
+        """Lets the core's locators tell where they look, as long as it lasts."""
+        legacy, collection = module_common.LegacyModuleUtilLocator, module_common.CollectionModuleUtilLocator
+        base = module_common.ModuleUtilLocatorBase
+        find_legacy, find_collection, redirect = legacy._find_module, collection._find_module, base._handle_redirect
+
+        def legacy_find(locator: t.Any, parts: tuple[str, ...]) -> bool:
+            found = bool(find_legacy(locator, parts))
+            self._legacy(locator._mu_paths, parts, locator._info.origin if found else None)
+            return found
+
+        def collection_find(locator: t.Any, parts: tuple[str, ...]) -> bool:
+            found = bool(find_collection(locator, parts))
+            self._collection(parts, found)
+            return found
+
+        def handle_redirect(locator: t.Any, parts: tuple[str, ...]) -> bool:
+            if parts[0] == 'ansible_collections':
+                self._collection_roots(parts)
+            redirected = bool(redirect(locator, parts))
+            if redirected:
+                self._redirected.add('/'.join(parts) + '/__init__.py')
+            return redirected
+
+        legacy._find_module, collection._find_module, base._handle_redirect = legacy_find, collection_find, handle_redirect
+        try:
+            yield
+        finally:
+            legacy._find_module, collection._find_module, base._handle_redirect = find_legacy, find_collection, redirect
+
+    def _legacy(self, bases: list[str], parts: tuple[str, ...], origin: str | None) -> None:
+        for base in bases:
+            folder = os.path.join(base, *parts[2:-1])
+            self.searched(folder)
+            self.searched(os.path.join(folder, parts[-1]))
+            if origin is not None and origin.startswith(folder + os.sep):
+                self._found(parts, origin)
+                return
+
+    def _collection(self, parts: tuple[str, ...], found: bool) -> None:
+        if len(parts) < 6:
+            return
+        for root in self._collection_roots(parts):
+            stem = os.path.join(root, *parts[3:])
+            self.searched(os.path.dirname(stem))
+            self.searched(stem)
+            for origin in (os.path.join(stem, '__init__.py'), stem + '.py'):
+                if found and os.path.isfile(origin):
+                    self._found(parts, origin)
+                    return
+
+    def _collection_roots(self, parts: tuple[str, ...]) -> list[str]:
+        """The folders of a collection, and all that decides which they are."""
+        for path in _collection_paths():
+            self.searched(os.path.join(path, *parts[:3]))
+        try:
+            package = importlib.import_module('.'.join(parts[:3]))
+        except ImportError:
+            return []
+        roots = [str(path) for path in getattr(package, '__path__', ())]
+        for root in roots:
+            self.wanted(os.path.join(root, 'meta', 'runtime.yml'))
+        return roots
+
+    def _found(self, parts: tuple[str, ...], origin: str) -> None:
+        self.file(origin)
+        tail = '/__init__.py' if os.path.basename(origin) == '__init__.py' else '.py'
+        self._origins['/'.join(parts) + tail] = origin
+
+    def shadows(self, files: dict[str, bytes]) -> bool:
+        """Whether a file of the core's own module_utils is replaced by another: then nothing may be imported ahead of the job."""
+        for path in files:
+            origin = self._origins.get(path)
+            if origin is None or os.path.realpath(origin).startswith(compat.CORE_MODULE_UTILS + os.sep):
+                continue
+            if os.path.exists(os.path.join(compat.CORE_ROOT, path)):
+                return True
+        return False
+
+    def inputs(self, source: Source, files: dict[str, bytes]) -> list[files_pb2.OfferRequest.Input]:
+        """All that the payload was made from. Raises NotCovered for a file of unknown origin."""
+        own = source.fqn.replace('.', '/') + '.py'
+        made_up = {own, 'ansible/__init__.py', 'ansible/module_utils/__init__.py', *self._redirected}
+        for path, data in files.items():
+            if path not in self._origins and path not in made_up and data:
+                self._embedded(path, data)
+        result = []
+        for path, info in self._files.items():
+            result.append(files_pb2.OfferRequest.Input(path=path, dev=info.st_dev, ino=info.st_ino, size=info.st_size, mtime_ns=info.st_mtime_ns,
+                                                       ctime_ns=info.st_ctime_ns))
+        for path, mtime in self._folders.items():
+            result.append(files_pb2.OfferRequest.Input(path=path, mtime_ns=mtime, directory=True))
+        for path in sorted(self._absent):
+            # A name that comes up in a watched folder changes that folder's time.
+            if os.path.dirname(path) not in self._folders:
+                result.append(files_pb2.OfferRequest.Input(path=path, absent=True))
+        return result
+
+    def _embedded(self, path: str, data: bytes) -> None:
+        """A resource (2.21): the core takes it from beside its package."""
+        roots = [compat.CORE_ROOT, *(os.path.dirname(root) for root in _collection_paths()), *_collection_paths()]
+        for root in roots:
+            origin = os.path.join(root, path)
+            with contextlib.suppress(OSError), open(origin, 'rb') as file:
+                if file.read() == data:
+                    self.file(origin)
+                    return
+        raise NotCovered(path)
+
+
+def _search_paths() -> list[str]:
+    return [str(path) for path in module_common.module_utils_loader._get_paths(subdirs=False)]
+
+
+def _collection_paths() -> list[str]:
+    return [str(path) for path in AnsibleCollectionConfig.collection_paths]

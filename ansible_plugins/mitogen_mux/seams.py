@@ -1,0 +1,180 @@
+"""The seams: the few places of Ansible where our work is joined to its own.
+
+Each is guarded by "is this connection ours", installed once per process and only after a test that the core has what it stands on.
+Without them (MITOGEN_SEAMS=0, or a core newer than we know) a connection of ours gets the payload whole, and runs it all the same."""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import os
+import re
+import typing as t
+
+from ansible import constants as C
+from ansible.executor import module_common
+from ansible.module_utils.common.text.converters import to_bytes
+from ansible.plugins import action as action_plugins
+from ansible.plugins.loader import connection_loader
+
+from . import compat, connection, display, payload
+
+_current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
+"""The action whose module is being built: modify_module itself is not told."""
+
+_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
+
+_START_OF_PYTHON = ('PYTHON', 'LD_', 'DYLD_', 'GLIBC_TUNABLES', 'MALLOC_')
+"""Variables that an interpreter, or its loader, reads when it starts: too late for a warm one."""
+
+_installed = False
+_sources: dict[str, tuple[tuple[int, ...], payload.Source | None]] = {}
+
+
+def enabled() -> bool:
+    """Whether the environment leaves us on."""
+    return os.environ.get('MITOGEN_ENABLED', '').strip().lower() not in ('0', 'false', 'no', 'off', 'n', 'f')
+
+
+def ours(candidate: t.Any) -> bool:
+    """Whether this is a connection of ours that is switched on."""
+    return isinstance(candidate, connection.MuxConnection) and candidate.mux_enabled()
+
+
+def install() -> None:
+    """The build seam and what belongs to it. Does nothing the second time."""
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    if os.environ.get('MITOGEN_SEAMS') == '0':
+        return
+    missing = compat.missing_seams()
+    if missing:
+        display.once(f'mitogen-mux: this ansible-core has changed {missing}; modules are sent the slower way')
+        return
+    base = action_plugins.ActionBase
+    action_plugins.modify_module = _modify_module(action_plugins.modify_module)
+    base._configure_module = _configure_module(base._configure_module)
+    base._is_pipelining_enabled = _is_pipelining_enabled(base._is_pipelining_enabled)
+    base._transfer_data = _transfer_data(base._transfer_data)
+
+
+def substitute() -> t.Callable[[], None]:
+    """What the loader returns for a plugin that we stand in front of becomes an object of ours, until the returned function is called."""
+    original = connection_loader.get_with_context
+
+    def get_with_context(name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        result = original(name, *args, **kwargs)
+        mixin = connection.MIXINS.get(result.plugin_load_context.resolved_fqcn or '') if result.object is not None else None
+        if mixin is None or kwargs.get('class_only') or isinstance(result.object, type) or isinstance(result.object, connection.MuxConnection):
+            return result
+        if getattr(result.object._shell, '_IS_WINDOWS', False):
+            return result
+        connection.define_variables(result.object._load_name)
+        return result._replace(object=connection.substitute(result.object, mixin))
+
+    def undo() -> None:
+        if connection_loader.__dict__.get('get_with_context') is get_with_context:
+            if getattr(original, '__self__', None) is connection_loader:
+                del connection_loader.get_with_context
+            else:
+                connection_loader.get_with_context = original
+
+    connection_loader.get_with_context = get_with_context
+    return undo
+
+
+def _configure_module(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    def configure_module(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        if not ours(self._connection):
+            return original(self, *args, **kwargs)
+        reset = _current_action.set(self)
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            _current_action.reset(reset)
+    return configure_module
+
+
+def _is_pipelining_enabled(original: t.Callable[..., bool]) -> t.Callable[..., bool]:
+    def is_pipelining_enabled(self: t.Any, module_style: str, wrap_async: bool = False) -> bool:
+        if not ours(self._connection):
+            return original(self, module_style, wrap_async)
+        return module_style == 'new' and not wrap_async and not C.DEFAULT_KEEP_REMOTE_FILES
+    return is_pipelining_enabled
+
+
+def _transfer_data(original: t.Callable[..., str]) -> t.Callable[..., str]:
+    def transfer_data(self: t.Any, remote_path: str, data: t.Any) -> str:
+        # Some actions write the payload to a file after all (parallel fact gathering, for one): then it must be the real one.
+        return original(self, remote_path, data.stock() if isinstance(data, payload.Token) else data)
+    return transfer_data
+
+
+def _modify_module(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    signature = inspect.signature(original)
+
+    def modify_module(*args: t.Any, **kwargs: t.Any) -> t.Any:
+        action = _current_action.get()
+        if action is None:
+            return original(*args, **kwargs)
+        call = signature.bind(*args, **kwargs)
+        call.apply_defaults()
+        answer = _tokenize(action, call.arguments, lambda: compat.built_data(original(*args, **kwargs)))
+        return original(*args, **kwargs) if answer is None else answer
+    return modify_module
+
+
+def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes]) -> t.Any:
+    """The token for a module, as modify_module's answer; None for what is left to the core."""
+    task_vars = call['task_vars'] or {}
+    if call['async_timeout'] or C.DEFAULT_KEEP_REMOTE_FILES or compat.wants_extensions(task_vars):
+        return None
+    source = _source(call['module_name'], call['module_path'])
+    if source is None:
+        return None
+    environment = _environment(call['environment'] or {})
+    limit = _rlimit_nofile(task_vars)
+    if environment is None or limit is None:
+        return None
+    try:
+        params = compat.encode_params(call['module_args'])
+    except TypeError:
+        return None  # the core says it better
+    interpreter, arguments = module_common._extract_interpreter(source.data)
+    shebang, interpreter = module_common._get_shebang(interpreter or '/usr/bin/python', call['task_vars'], call['templar'], arguments,
+                                                      remote_is_local=call['remote_is_local'])
+    if '/' not in interpreter and any(name == b'PATH' for name, _ in environment):
+        return None
+    token = payload.Token()
+    token.source, token.params, token.environment, token.rlimit_nofile, token.stock = source, params, environment, limit, stock
+    token.interpreter = action._connection._shell.build_module_command('', shebang, '').strip()
+    return compat.built(token, shebang)
+
+
+def _source(name: str, path: str) -> payload.Source | None:
+    info = os.stat(path)
+    identity = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    known = _sources.get(path)
+    if known is None or known[0] != identity or (known[1] is not None and known[1].name != name):
+        known = _sources[path] = identity, payload.classify(name, path)
+    return known[1]
+
+
+def _environment(environment: dict[str, t.Any]) -> list[tuple[bytes, bytes]] | None:
+    """As the shell would have it after the core's prefix ``NAME=value``; None for what only a new interpreter would see."""
+    result = []
+    for name, value in environment.items():
+        if not _NAME.fullmatch(name) or name.startswith(_START_OF_PYTHON):
+            return None
+        result.append((to_bytes(name), to_bytes(str(value), errors='surrogate_or_strict')))
+    return result
+
+
+def _rlimit_nofile(task_vars: dict[str, t.Any]) -> int | None:
+    value = C.config.get_config_value('PYTHON_MODULE_RLIMIT_NOFILE', variables=task_vars)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None  # a template

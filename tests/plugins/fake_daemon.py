@@ -1,0 +1,150 @@
+"""A session without a daemon: requests are recorded and run on this machine. Run as a program it is ansible-playbook with such a session.
+
+Modules are run from their manifest by what the AnsiballZ wrapper would do, so that a wrong manifest or wrong parameters show."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import typing as t
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / 'ansible_plugins'))
+
+from mitogen_mux import daemon  # noqa: E402
+from mitogen_mux.client import RpcError  # noqa: E402
+from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2  # noqa: E402
+
+RUNNER = '''
+import json, os, sys
+files, module, loader, profile, limit = sys.argv[1:6]
+params = sys.stdin.buffer.read()
+os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+del sys.argv[1:]
+sys.path[:] = [files] + [p for p in sys.path if p not in ('', '.')]
+sys.argv[0] = os.path.join(files, module.replace('.', '/') + '.py')
+if loader:
+    import importlib
+    importlib.import_module(loader).run_module(json_params=params, profile=profile, module_fqn=module, modlib_path=files, extensions={})
+else:
+    import runpy
+    from ansible.module_utils import basic
+    basic._ANSIBLE_ARGS = params
+    runpy.run_module(module, init_globals=dict(_module_fqn=module, _modlib_path=files), run_name='__main__', alter_sys=True)
+    raise SystemExit('New-style module did not handle its own exit')
+'''
+
+
+class FakeSession:
+    """What connections use of daemon.Session. Uploads live in a folder, since each task is a process of its own."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder = folder
+        self.attach = runs_pb2.AttachReply(run='fake', stage1='stage one', agent_name='mitogen-mux: fake')
+
+    @property
+    def run_id(self) -> str:
+        return self.attach.run
+
+    def upload(self, key: bytes, manifest: files_pb2.Manifest, inputs: t.Iterable[files_pb2.OfferRequest.Input], blobs: t.Mapping[bytes, bytes]) -> None:
+        offer = files_pb2.OfferRequest(payload=key, manifest=manifest, inputs=inputs)
+        check_inputs(offer)
+        for digest, data in blobs.items():
+            assert hashlib.sha256(data).digest() == digest
+            (self.folder / digest.hex()).write_bytes(data)
+        (self.folder / f'payload-{key.hex()}').write_bytes(offer.SerializeToString())
+        self._note(f'upload {manifest.module}')
+
+    def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
+        body = b''.join(part.data for part in bodies)
+        for number, step in enumerate(request.steps):
+            kind = step.WhichOneof('action')
+            self._note(f'{kind} {" > ".join(_hop(hop) for hop in request.path.hops)}')
+            rc, stdout, stderr = getattr(self, f'_{kind}')(getattr(step, kind or ''), request.path, body)
+            yield jobs_pb2.RunReply(output=jobs_pb2.Output(step=number, stdout=stdout[:7]))
+            yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, rc=rc, stdout=stdout[7:], stderr=stderr))
+
+    transfer = request
+
+    def reset(self, host: str, path: path_pb2.Path | None = None) -> None:
+        self._note(f'reset {host}')
+
+    def detach(self) -> None:
+        self._note('detach')
+
+    def _note(self, line: str) -> None:
+        with open(self.folder / 'log', 'a') as log:
+            log.write(line + '\n')
+
+    def _module(self, step: jobs_pb2.Module, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
+        stored = self.folder / f'payload-{step.payload.hex()}'
+        if not stored.exists():
+            raise RpcError(9, 'payload wanted', error_pb2.Error(kind=error_pb2.Error.PAYLOAD_WANTED))
+        offer = files_pb2.OfferRequest.FromString(stored.read_bytes())
+        check_inputs(offer)
+        assert json.loads(step.params)['ANSIBLE_MODULE_ARGS'] is not None
+        with tempfile.TemporaryDirectory() as folder:
+            for entry in offer.manifest.entries:
+                file = pathlib.Path(folder, entry.path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes((self.folder / entry.sha256.hex()).read_bytes())
+            environ = {**os.environ, **{v.name.decode(): v.value.decode() for v in step.environment}}
+            manifest = offer.manifest
+            argv = [path.hops[-1].interpreter, '-c', RUNNER, folder, manifest.module, manifest.loader, manifest.profile, str(step.rlimit_nofile)]
+            return run(argv, step.params, environ, step.process.cwd or None)
+
+    def _command(self, step: jobs_pb2.Command, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
+        assert step.has_body == bool(body)
+        return run(list(step.argv), body, dict(os.environ), step.process.cwd or None)
+
+    def _put(self, step: jobs_pb2.Put, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
+        dest = pathlib.Path(step.dest.decode())
+        dest.write_bytes(pathlib.Path(step.path).read_bytes())
+        dest.chmod(step.mode)
+        return 0, b'', b''
+
+    def _get(self, step: jobs_pb2.Get, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
+        pathlib.Path(step.path).write_bytes(pathlib.Path(step.source.decode()).read_bytes())
+        return 0, b'', b''
+
+
+def run(argv: list[t.Any], stdin: bytes, environ: dict[str, str], cwd: bytes | None) -> tuple[int, bytes, bytes]:
+    done = subprocess.run(argv, input=stdin, env=environ, cwd=cwd, capture_output=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def check_inputs(offer: files_pb2.OfferRequest) -> None:
+    """What the daemon does before it uses a payload."""
+    assert offer.inputs
+    for item in offer.inputs:
+        if item.absent:
+            assert not os.path.exists(item.path), item.path
+            continue
+        info = os.stat(item.path)
+        assert info.st_mtime_ns == item.mtime_ns, item.path
+        if not item.directory:
+            assert (info.st_size, info.st_ino) == (item.size, item.ino), item.path
+
+
+def _hop(hop: path_pb2.Hop) -> str:
+    if hop.HasField('ssh'):
+        return f'ssh {hop.ssh.user}@{hop.ssh.host}'
+    if hop.HasField('become'):
+        return f'{hop.become.method} {hop.become.user}'
+    return 'local'
+
+
+def main() -> None:
+    session = FakeSession(pathlib.Path(os.environ['FAKE_DAEMON']))
+    daemon.session = lambda: session  # type: ignore[assignment,return-value]
+    from ansible.cli.playbook import main as ansible_playbook
+    ansible_playbook()
+
+
+if __name__ == '__main__':
+    main()
