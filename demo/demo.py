@@ -73,9 +73,9 @@ def cpu_of_children() -> float:
 
 
 def left_behind(state: pathlib.Path) -> list[int]:
-    """What the run leaves for the next one: ssh's control master, or the daemon. Their argv names this demo's folder or program."""
+    """What the run leaves for the next one: ssh's control master, whose title names its socket in our folder, or the daemon."""
     return [p.pid for p in harness.processes()
-            if any(str(state) in word for word in p.argv) or (p.argv[:1] == (str(BIN / 'mitogen-mux'),) and 'serve' in p.argv)]
+            if p.argv[:1] and (p.argv[0].startswith(f'ssh: {state}') or p.argv == (str(BIN / 'mitogen-mux'), 'serve'))]
 
 
 def digest(folder: pathlib.Path) -> str:
