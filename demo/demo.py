@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import hashlib
 import json
+import math
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ class Cost:
     target: float
     wire: dict[str, int]
     words: list[str]
-    files: str
+    files: dict[str, str]
 
 
 class Relay:
@@ -58,18 +59,35 @@ class Relay:
         self._process.communicate()
 
 
-def cpu_of(pid: int) -> float:
-    """CPU of a process and of all below it that ended, in seconds."""
-    try:
-        fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    except OSError:
-        return 0.0
-    return sum(int(n) for n in fields[11:15]) / os.sysconf('SC_CLK_TCK')
+class Group:
+    """A control group (v2) whose CPU is counted: of processes that are gone too, and of those that left their parents."""
 
+    def __init__(self, name: str) -> None:
+        self._folder: pathlib.Path | None = None
+        mounts = [line.split() for line in pathlib.Path('/proc/mounts').read_text().splitlines()]
+        for mount in mounts:
+            if mount[2] == 'cgroup2':
+                folder = pathlib.Path(mount[1], f'mitogen-mux-demo-{os.getpid()}-{name}')
+                with contextlib.suppress(OSError):
+                    folder.mkdir()
+                    self._folder = folder
 
-def cpu_of_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    def take(self, pid: int = 0) -> None:
+        """Moves a process (0: the caller) into the group."""
+        if self._folder:
+            (self._folder / 'cgroup.procs').write_text(str(pid))
+
+    def cpu(self) -> float:
+        """Seconds so far, user and system; not a number where there are no control groups."""
+        if not self._folder:
+            return math.nan
+        usage = dict(line.split() for line in (self._folder / 'cpu.stat').read_text().splitlines())
+        return int(usage['usage_usec']) / 1e6
+
+    def close(self) -> None:
+        if self._folder:
+            harness.until(lambda: not (t.cast(pathlib.Path, self._folder) / 'cgroup.procs').read_text(), 20, 'processes are gone')
+            self._folder.rmdir()
 
 
 def left_behind(state: pathlib.Path) -> list[int]:
@@ -78,38 +96,35 @@ def left_behind(state: pathlib.Path) -> list[int]:
             if p.argv[:1] and (p.argv[0].startswith(f'ssh: {state}') or p.argv == (str(BIN / 'mitogen-mux'), 'serve'))]
 
 
-def digest(folder: pathlib.Path) -> str:
+def listing(folder: pathlib.Path) -> dict[str, str]:
     """All that the playbook made: names, modes, owners, content."""
-    lines = []
+    found = {}
     for path in sorted(folder.rglob('*')):
         info = path.lstat()
         body = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''
-        lines.append(f'{path.relative_to(folder)} {info.st_mode:o} {info.st_uid} {info.st_gid} {body}')
-    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+        found[str(path)] = f'{info.st_mode:o} {info.st_uid} {info.st_gid} {body}'
+    return found
 
 
-def run(state: pathlib.Path, sshd: harness.Sshd, relay: Relay, extra: dict[str, str], variables: dict[str, str]) -> Cost:
+def run(state: pathlib.Path, sshd: harness.Sshd, relay: Relay, groups: tuple[Group, Group], extra: dict[str, str], variables: dict[str, str]) -> Cost:
     """One run from nothing: no control master, no daemon, no file of an earlier run."""
     root, fetched = pathlib.Path(variables['demo_root']), pathlib.Path(variables['demo_fetched'])
     for folder in (root, fetched):
         subprocess.run(['rm', '-rf', folder], check=True)
-    assert sshd.process is not None
     relay.ask('reset')
-    target, controller, started = cpu_of(sshd.process.pid), cpu_of_children(), time.monotonic()
+    before, started = [group.cpu() for group in groups], time.monotonic()
     environ = os.environ | {'ANSIBLE_CONFIG': str(state / 'ansible.cfg'), 'HOME': str(state), 'MITOGEN_MUX_DIR': str(state / 'mux'),
                             'MITOGEN_MUX_BIN': str(BIN / 'mitogen-mux')} | extra
     done = subprocess.run([pathlib.Path(sys.executable).with_name('ansible-playbook'), '-i', state / 'inventory',
                            '-e', json.dumps(variables), PROJECT / 'demo' / 'playbook' / 'site.yml'],
-                          env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+                          env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=groups[0].take)
     wall = time.monotonic() - started
     if done.returncode:
         sys.exit(f'{done.stdout}\ndemo: ansible-playbook ended with {done.returncode}')
-    controller = cpu_of_children() - controller
-    left = left_behind(state)
-    controller += sum(cpu_of(pid) for pid in left)
-    harness.end(left, 15)
+    harness.end(left_behind(state), 15)
     harness.until(lambda: not left_behind(state) and not sshd.sessions(), 20, 'connections are closed')
-    return Cost(wall, controller, cpu_of(sshd.process.pid) - target, relay.ask('stats'), words(done.stdout), digest(root) + digest(fetched))
+    cpu = [group.cpu() - was for group, was in zip(groups, before)]
+    return Cost(wall, *cpu, relay.ask('stats'), words(done.stdout), listing(root) | listing(fetched))
 
 
 def words(text: str) -> list[str]:
@@ -124,12 +139,20 @@ def table(plain: Cost, ours: Cost) -> str:
                             ('round trips', '', lambda c: c.wire['turns'])):
         a, b = float(get(plain)), float(get(ours))
         show = '{:,.0f} {}' if unit != 's' else '{:.2f} {}'
-        rows.append((name, show.format(a, unit).strip(), show.format(b, unit).strip(), a / b if b else 0.0))
+        rows.append((name, show.format(a, unit).strip(), show.format(b, unit).strip(), a / b if b else math.nan))
     lines = [f'{"":20}{"pipelining":>14}{"mitogen-mux":>14}{"ratio":>9}']
     lines += [f'{name:20}{a:>14}{b:>14}{ratio:>8.1f}x' for name, a, b, ratio in rows]
-    same = plain.words == ours.words and plain.files == ours.files
-    lines.append(f'{"same results":20}{"yes" if same else "NO":>28}')
+    lines.append(f'{"same results":20}{"NO" if differences(plain, ours) else "yes":>28}')
     return '\n'.join(lines)
+
+
+def differences(plain: Cost, ours: Cost) -> list[str]:
+    """What the user saw, and what is on disk, where the two runs differ."""
+    found = list(difflib.unified_diff(plain.words, ours.words, 'plain', 'mitogen-mux', lineterm='', n=0))
+    for name in sorted(plain.files.keys() | ours.files.keys()):
+        if plain.files.get(name) != ours.files.get(name):
+            found.append(f'{name}: {plain.files.get(name)} / {ours.files.get(name)}')
+    return found
 
 
 def main() -> int:
@@ -144,12 +167,8 @@ def main() -> int:
         harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(key))
         state.chmod(0o755)
         sshd = harness.Sshd(state / 'sshd', key.with_suffix('.pub'))
-        sshd.start()
-        stack.callback(sshd.stop)
         relay = Relay(sshd.port)
         stack.callback(relay.close)
-        known = (sshd.known_hosts.read_text().replace(f':{sshd.port} ', f':{relay.port} '))
-        sshd.known_hosts.write_text(known)
         (state / 'inventory').write_text(
             f'demo ansible_host=127.0.0.1 ansible_port={relay.port} ansible_user={login.name} ansible_ssh_private_key_file={key} '
             f'ansible_python_interpreter=/usr/bin/python3\n')
@@ -157,13 +176,23 @@ def main() -> int:
             f'[defaults]\nstrategy_plugins = {PROJECT}/ansible_plugins/strategy\ndeprecation_warnings = false\nlocal_tmp = {state}/tmp\n'
             f'[ssh_connection]\npipelining = true\nssh_common_args = -o UserKnownHostsFile={sshd.known_hosts}\ncontrol_path_dir = {state}/cp\n')
         variables = {'demo_root': str(state / 'site'), 'demo_fetched': str(state / 'fetched'), 'demo_app': app.name}
+        groups = (Group('controller'), Group('target'))
+        for group in groups:
+            stack.callback(group.close)
+        sshd.start()
+        stack.callback(sshd.stop)
+        assert sshd.process is not None
+        groups[1].take(sshd.process.pid)
+        sshd.known_hosts.write_text(sshd.known_hosts.read_text().replace(f']:{sshd.port} ', f']:{relay.port} '))
         costs = []
         for title, extra in (('plain Ansible, pipelining', {}), ('mitogen-mux', {'ANSIBLE_STRATEGY': 'mitogen_linear'})):
             print(f'== {title}', flush=True)
-            costs.append(run(state, sshd, relay, extra, variables))
+            costs.append(run(state, sshd, relay, groups, extra, variables))
             print('\n'.join(costs[-1].words[-3:]), flush=True)
         print(table(*costs))
-        return 0 if costs[0].words == costs[1].words and costs[0].files == costs[1].files else 1
+        found = differences(*costs)
+        print('\n'.join(found), end='\n' if found else '')
+        return 1 if found else 0
 
 
 if __name__ == '__main__':
