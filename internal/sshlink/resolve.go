@@ -1,0 +1,350 @@
+package sshlink
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+)
+
+// resolver finds the configuration for a hop by asking `ssh -G`, and remembers the answers.
+type resolver struct {
+	flight singleflight.Group
+	mu     sync.Mutex
+	known  map[string]answer
+}
+
+// answer is one configuration with what it depends on.
+type answer struct {
+	cfg   *config
+	stamp string // of the configuration files, when it was asked for
+}
+
+// maxAnswers bounds the memory of answers; a run over more targets asks again.
+const maxAnswers = 4096
+
+func newResolver() *resolver { return &resolver{known: make(map[string]answer)} }
+
+// resolve returns what ssh would do for h. The result is shared: nobody changes it.
+func (r *resolver) resolve(ctx context.Context, h *hop.SSH, p *place) (*config, error) {
+	args, configFile := arguments(h), configFileOf(h.Args)
+	files := configFiles(p, configFile)
+	stamp, volatile := stampOf(files)
+	if stamp == "" && onlyMoot(h.Args) {
+		return plainConfig(h, p), nil
+	}
+	c, err := r.ask(ctx, p, h.Executable, args, h.Host, stamp, volatile)
+	if err != nil {
+		return nil, err
+	}
+	if configFile != "" {
+		own := *c
+		own.ConfigFile = configFile
+		c = &own
+	}
+	return c, nil
+}
+
+// ask runs `ssh -G args host`, or returns what it said before under the same circumstances. An answer that may depend on more
+// than the files we see (Include, Match) counts for its run only.
+func (r *resolver) ask(ctx context.Context, p *place, executable string, args []string, host, stamp string, volatile bool) (*config, error) {
+	parts := slices.Concat([]string{executable, host, p.run.Cwd}, args, []string{"\x00"}, p.run.Environ)
+	if volatile {
+		parts = append(parts, "\x00run", p.run.ID)
+	}
+	name := strings.Join(parts, "\x00")
+	r.mu.Lock()
+	known, ok := r.known[name]
+	r.mu.Unlock()
+	if ok && known.stamp == stamp {
+		return known.cfg, nil
+	}
+	result := r.flight.DoChan(name+"\x00"+stamp, func() (any, error) {
+		// The asker who came first may leave; the answer is for all who wait, so its bound is its own.
+		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), askTimeout, errTimeout)
+		defer cancel()
+		c, err := ask(ctx, p, executable, args, host)
+		if err != nil {
+			return nil, err
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.known) >= maxAnswers {
+			clear(r.known)
+		}
+		r.known[name] = answer{c, stamp}
+		return c, nil
+	})
+	select {
+	case got := <-result:
+		if got.Err != nil {
+			return nil, got.Err
+		}
+		c, _ := got.Val.(*config)
+		return c, nil
+	case <-ctx.Done():
+		return nil, ctxFault(ctx, "Reading the SSH configuration of "+host)
+	}
+}
+
+// standard is what this ssh does without any configuration, to tell its defaults from choices. It is asked once a program.
+func (r *resolver) standard(p *place, executable string) *config {
+	bare := &place{home: p.home, user: p.user, uid: p.uid, run: hop.Run{Environ: []string{"PATH=" + p.env("PATH")}}}
+	c, err := r.ask(context.Background(), bare, executable, []string{"-F", os.DevNull}, "standard", "", false)
+	if err != nil {
+		return &config{}
+	}
+	return c
+}
+
+// askTimeout bounds one `ssh -G`, which may look names up and run the commands of Match exec.
+const askTimeout = 60 * time.Second
+
+func ask(ctx context.Context, p *place, executable string, args []string, host string) (*config, error) {
+	path := p.lookPath(sshName(executable))
+	if path == "" {
+		return nil, unsupported("An SSH configuration without an ssh program to read it", "Install OpenSSH's client, or put it on PATH.")
+	}
+	cmd := exec.CommandContext(ctx, path, slices.Concat([]string{"-G"}, args, []string{"--", host})...) //nolint:gosec // the user's own ssh
+	cmd.Env, cmd.Dir = append([]string{}, p.run.Environ...), p.run.Cwd
+	cmd.WaitDelay = time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		text := fault.Clean(stderr.Bytes())
+		return nil, &fault.Error{
+			Kind: fault.Unreachable, Message: "ssh does not accept the configuration for " + host, Cause: err, Stderr: text,
+			Hint: firstLine(text),
+		}
+	}
+	c, err := parseConfig(host, stdout.Bytes())
+	if err != nil {
+		return nil, &fault.Error{Kind: fault.Internal, Message: "Cannot read the SSH configuration of " + host, Cause: err}
+	}
+	return c, nil
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+// arguments are those that Ansible's ssh plugin would pass before the host, in its order, without those about multiplexing.
+func arguments(h *hop.SSH) []string {
+	args := slices.Clone(h.Args)
+	option := func(s string) { args = append(args, "-o", s) }
+	if !h.HostKeyChecking {
+		option("StrictHostKeyChecking=no")
+	}
+	if h.Port != 0 {
+		option("Port=" + strconv.Itoa(int(h.Port)))
+	}
+	switch {
+	case !h.PrivateKey.IsZero():
+		option("IdentitiesOnly=yes")
+		option(`IdentityFile="` + givenKey + `"`)
+	case h.PrivateKeyFile != "":
+		option(`IdentityFile="` + h.PrivateKeyFile + `"`)
+	}
+	if h.Password.IsZero() {
+		option("KbdInteractiveAuthentication=no")
+		option("PreferredAuthentications=" + strings.Join(withoutPassword, ","))
+		option("PasswordAuthentication=no")
+	}
+	if h.User != "" {
+		option(`User="` + h.User + `"`)
+	}
+	if h.TimeoutSeconds != 0 {
+		option("ConnectTimeout=" + strconv.Itoa(int(h.TimeoutSeconds)))
+	}
+	return args
+}
+
+// withoutPassword are the methods that Ansible lets ssh try when there is no password.
+var withoutPassword = []string{"gssapi-with-mic", "gssapi-keyex", "hostbased", "publickey"}
+
+// plainConfig is what `ssh -G` would say for h where nothing is configured.
+func plainConfig(h *hop.SSH, p *place) *config {
+	c := defaultConfig(h.Host, p.user)
+	c.ConnectTimeout = time.Duration(h.TimeoutSeconds) * time.Second
+	if !h.HostKeyChecking {
+		c.StrictHostKeys = "no"
+	}
+	if h.Port != 0 {
+		c.Port = int(h.Port)
+	}
+	if h.User != "" {
+		c.User = h.User
+	}
+	switch {
+	case !h.PrivateKey.IsZero():
+		c.IdentitiesOnly, c.IdentityFiles = true, []string{givenKey}
+	case h.PrivateKeyFile != "":
+		c.IdentityFiles = []string{h.PrivateKeyFile}
+	}
+	if h.Password.IsZero() {
+		c.KbdInteractiveAuth, c.PasswordAuth, c.PreferredAuths = false, false, withoutPassword
+	}
+	return c
+}
+
+// onlyMoot reports whether args say nothing that matters here: compression and the control connection of Ansible's defaults.
+func onlyMoot(args []string) bool {
+	for i := 0; i < len(args); i++ {
+		option := ""
+		switch arg := args[i]; {
+		case arg == "-C":
+			continue
+		case arg == "-o" && i+1 < len(args):
+			i++
+			option = args[i]
+		case strings.HasPrefix(arg, "-o"):
+			option = arg[2:]
+		default:
+			return false
+		}
+		name, _, _ := strings.Cut(strings.TrimSpace(option), "=")
+		name, _, _ = strings.Cut(name, " ")
+		switch strings.ToLower(name) {
+		case "controlmaster", "controlpersist", "controlpath", "compression":
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// valueFlags are ssh's options that take a value.
+const valueFlags = "BbcDEeFIiJLlmOoPpQRSWw"
+
+// configFileOf finds the value of -F.
+func configFileOf(args []string) string {
+	file := ""
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if len(arg) < 2 || arg[0] != '-' {
+			continue
+		}
+		for j := 1; j < len(arg); j++ {
+			if !strings.ContainsRune(valueFlags, rune(arg[j])) {
+				continue
+			}
+			value := arg[j+1:]
+			if value == "" && i+1 < len(args) {
+				i++
+				value = args[i]
+			}
+			if arg[j] == 'F' {
+				file = value
+			}
+			break
+		}
+	}
+	return file
+}
+
+const systemDropIns = "/etc/ssh/ssh_config.d/*.conf"
+
+// configFiles are the files ssh starts from.
+func configFiles(p *place, given string) []string {
+	if given == "none" {
+		return nil
+	}
+	if given != "" {
+		return []string{p.abs(given)}
+	}
+	files := []string{filepath.Join(p.home, ".ssh", "config"), "/etc/ssh/ssh_config"}
+	more, _ := filepath.Glob(systemDropIns)
+	return append(files, more...)
+}
+
+// stampOf identifies the contents of files, empty if there are none. volatile: they refer to what the stamp does not cover.
+func stampOf(files []string) (stamp string, volatile bool) {
+	var all strings.Builder
+	for _, file := range files {
+		info, err := os.Stat(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			volatile = true
+			fmt.Fprintf(&all, "%s: %v\n", file, err)
+			continue
+		}
+		fmt.Fprintf(&all, "%s %d %d\n", file, info.Size(), info.ModTime().UnixNano())
+		volatile = volatile || refersElsewhere(file)
+	}
+	return all.String(), volatile
+}
+
+// refersElsewhere reports whether a file has an Include (but for the drop-ins that are watched), a Match or asks the DNS.
+func refersElsewhere(file string) bool {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(strings.ToLower(string(data))) {
+		words := strings.FieldsFunc(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n=\"", r) })
+		if len(words) == 0 {
+			continue
+		}
+		switch words[0] {
+		case "include":
+			if len(words) != 2 || words[1] != systemDropIns {
+				return true
+			}
+		case "match", "canonicalizehostname":
+			return true
+		}
+	}
+	return false
+}
+
+func sshName(executable string) string {
+	if executable == "" {
+		return "ssh"
+	}
+	return executable
+}
+
+// isStockSSH reports whether executable is the ssh that PATH finds, by whatever name.
+func (p *place) isStockSSH(executable string) bool {
+	if executable == "" || executable == "ssh" {
+		return true
+	}
+	given, err1 := os.Stat(p.lookPath(executable))
+	stock, err2 := os.Stat(p.lookPath("ssh"))
+	return err1 == nil && err2 == nil && os.SameFile(given, stock)
+}
+
+// lookPath finds a program by the run's PATH, not the daemon's; empty if there is none.
+func (p *place) lookPath(name string) string {
+	if strings.Contains(name, "/") {
+		return p.abs(name)
+	}
+	path := p.env("PATH")
+	if path == "" {
+		path = "/usr/local/bin:/usr/bin:/bin"
+	}
+	for _, dir := range filepath.SplitList(path) {
+		full := filepath.Join(p.abs(dir), name)
+		if info, err := os.Stat(full); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o111 != 0 {
+			return full
+		}
+	}
+	return ""
+}

@@ -1,0 +1,336 @@
+package sshlink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/mux"
+)
+
+// Exec implements mux.Transport. It takes two round trips: the channel, and the command with all that goes before it.
+func (t *transport) Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error) {
+	if err := t.enter(); err != nil {
+		return nil, err
+	}
+	defer t.leave()
+	ch, requests, err := t.openSession(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := newProcess(t, ch, requests)
+	started := make(chan error, 1)
+	t.wg.Go(func() { started <- t.start(ch, cmd, o) })
+	select {
+	case err = <-started:
+	case <-ctx.Done():
+		err = ctxFault(ctx, "Starting a command on "+t.name)
+	}
+	if err != nil {
+		_ = p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// openSession opens a session channel when one may be open. A server that allows fewer than we think refuses: then the next
+// attempt waits for a session to end.
+func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
+	select {
+	case t.slots <- struct{}{}:
+	case <-t.done:
+		return nil, nil, t.Err()
+	case <-ctx.Done():
+		return nil, nil, t.tooMany(ctx)
+	}
+	for {
+		ch, requests, err := t.openChannel(ctx, "session", nil)
+		if err == nil {
+			t.wake() // there may be room for another one that waits
+			return ch, requests, nil
+		}
+		refused, isRefused := errors.AsType[*ssh.OpenChannelError](err)
+		if isRefused && len(t.slots) > 1 {
+			select {
+			case <-t.freed:
+				continue
+			case <-t.done:
+			case <-ctx.Done():
+			}
+		}
+		<-t.slots
+		switch {
+		case ctx.Err() != nil && isRefused:
+			return nil, nil, t.tooMany(ctx)
+		case ctx.Err() != nil:
+			return nil, nil, ctxFault(ctx, "Opening a session on "+t.name)
+		case isRefused && t.alive():
+			return nil, nil, &fault.Error{
+				Kind: fault.Unsupported, Message: fmt.Sprintf("%s refuses sessions: %s", t.name, fault.Clean([]byte(refused.Message))),
+				Hint: "Look at MaxSessions and PermitTTY in the server's sshd_config; at least one session is needed.",
+			}
+		default:
+			return nil, nil, t.ended()
+		}
+	}
+}
+
+func (t *transport) tooMany(ctx context.Context) error {
+	f := ctxFault(ctx, "Waiting for a free session on "+t.name)
+	if f != nil && f.Kind == fault.TimedOut {
+		f.Hint = "All sessions of this connection are in use; look at MaxSessions in the server's sshd_config."
+	}
+	return f
+}
+
+func (t *transport) alive() bool {
+	select {
+	case <-t.done:
+		return false
+	default:
+		return true
+	}
+}
+
+// ended waits for the connection's end, which the caller has seen signs of, and says why it came.
+func (t *transport) ended() error {
+	<-t.done
+	return t.Err()
+}
+
+// release gives a session's slot back.
+func (t *transport) release() {
+	<-t.slots
+	t.wake()
+}
+
+func (t *transport) wake() {
+	select {
+	case t.freed <- struct{}{}:
+	default:
+	}
+}
+
+// start sends what a command needs, and the command. As with ssh, only the command's own answer is waited for.
+func (t *transport) start(ch ssh.Channel, cmd []byte, o mux.ExecOptions) error {
+	send := func(name string, payload any) {
+		_, _ = ch.SendRequest(name, false, ssh.Marshal(payload)) // a lost connection shows below
+	}
+	if t.forwardsAgent {
+		_, _ = ch.SendRequest("auth-agent-req@openssh.com", false, nil)
+	}
+	if o.TTY {
+		send("pty-req", ptyRequest{Term: t.term(), Modes: "\x00"})
+	}
+	for _, v := range t.variables() {
+		send("env", v)
+	}
+	ok, err := ch.SendRequest("exec", true, ssh.Marshal(struct{ Command string }{string(cmd)}))
+	switch {
+	case err != nil && t.probe():
+		return &fault.Error{Kind: fault.AgentDied, Message: t.name + " closed the session before the command started", Cause: err}
+	case err != nil:
+		return t.ended()
+	case !ok:
+		return &fault.Error{
+			Kind: fault.Unsupported, Message: t.name + " refuses to execute commands",
+			Hint: "The account may be restricted on the server (authorized_keys options, ForceCommand, sftp only).",
+		}
+	}
+	return nil
+}
+
+// probe reports whether the connection still works, at the price of a round trip.
+func (t *transport) probe() bool {
+	_, _, err := t.conn.SendRequest("keepalive@openssh.com", true, nil)
+	return err == nil
+}
+
+// ptyRequest is RFC 4254 section 6.2. Size and modes are left to the server, as ssh -tt leaves them when it has no terminal.
+type ptyRequest struct {
+	Term                         string
+	Columns, Rows, Width, Height uint32
+	Modes                        string
+}
+
+func (t *transport) term() string {
+	if term := t.place.env("TERM"); term != "" {
+		return term
+	}
+	return "dumb"
+}
+
+type variable struct{ Name, Value string }
+
+// variables are those of SetEnv and, of the run's, those that SendEnv's patterns name.
+func (t *transport) variables() []variable {
+	var all []variable
+	for _, entry := range t.cfg.SetEnv {
+		if name, value, ok := strings.Cut(entry, "="); ok {
+			all = append(all, variable{name, value})
+		}
+	}
+	for _, entry := range t.place.run.Environ {
+		name, value, _ := strings.Cut(entry, "=")
+		for _, patterns := range t.cfg.SendEnv {
+			for pattern := range strings.FieldsSeq(patterns) {
+				if wildcard(pattern, name) {
+					all = append(all, variable{name, value})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// process is a command on a transport. Pumps stand between it and the channel, because a channel's own Read and Write end only
+// when the server says so, and Close must not wait for that.
+type process struct {
+	t       *transport
+	ch      ssh.Channel
+	stdin   *io.PipeWriter
+	stdout  *io.PipeReader
+	stderr  *io.PipeReader
+	ended   chan struct{} // the channel is closed: no status follows
+	closing sync.Once
+	closed  chan struct{}
+	code    int
+	known   bool // code was told
+}
+
+var _ mux.Process = (*process)(nil)
+
+// Sizes of the pumps' buffers: stdout is the agent's link, stderr rarely says a word.
+const (
+	stdinBuffer  = 32 << 10
+	stdoutBuffer = 32 << 10
+	stderrBuffer = 4 << 10
+)
+
+func newProcess(t *transport, ch ssh.Channel, requests <-chan *ssh.Request) *process {
+	p := &process{t: t, ch: ch, ended: make(chan struct{}), closed: make(chan struct{})}
+	var in *io.PipeReader
+	var out, errs *io.PipeWriter
+	in, p.stdin = io.Pipe()
+	p.stdout, out = io.Pipe()
+	p.stderr, errs = io.Pipe()
+	t.wg.Go(func() { p.follow(requests) })
+	t.wg.Go(func() {
+		_, err := io.CopyBuffer(onlyWriter{ch}, onlyReader{in}, make([]byte, stdinBuffer))
+		if err == nil {
+			err = ch.CloseWrite()
+		}
+		if err == nil {
+			err = io.ErrClosedPipe
+		}
+		_ = in.CloseWithError(err)
+	})
+	drain := func(to *io.PipeWriter, from io.Reader, size int) {
+		buf := make([]byte, size)
+		_, err := io.CopyBuffer(onlyWriter{to}, onlyReader{from}, buf)
+		_ = to.CloseWithError(err) // nil is EOF
+		_, _ = io.CopyBuffer(io.Discard, onlyReader{from}, buf)
+	}
+	t.wg.Go(func() { drain(out, ch, stdoutBuffer) })
+	t.wg.Go(func() { drain(errs, ch.Stderr(), stderrBuffer) })
+	return p
+}
+
+// onlyReader and onlyWriter hide WriterTo and ReaderFrom, so that copies use the buffer they were given.
+type (
+	onlyReader struct{ io.Reader }
+	onlyWriter struct{ io.Writer }
+)
+
+// follow waits for the command's end.
+func (p *process) follow(requests <-chan *ssh.Request) {
+	for r := range requests {
+		switch r.Type {
+		case "exit-status":
+			var status struct{ Code uint32 }
+			if ssh.Unmarshal(r.Payload, &status) == nil {
+				p.code, p.known = int(status.Code), true
+			}
+		case "exit-signal":
+			var signal struct {
+				Name    string
+				Core    bool
+				Message string
+				Lang    string
+			}
+			if ssh.Unmarshal(r.Payload, &signal) == nil {
+				p.code, p.known = signalCode(signal.Name), true
+			}
+		}
+		if r.WantReply {
+			_ = r.Reply(false, nil)
+		}
+	}
+	p.t.release()
+	close(p.ended)
+}
+
+// Read implements mux.Process.
+func (p *process) Read(b []byte) (int, error) { return p.stdout.Read(b) }
+
+// Write implements mux.Process.
+func (p *process) Write(b []byte) (int, error) { return p.stdin.Write(b) }
+
+// CloseWrite implements mux.Process.
+func (p *process) CloseWrite() error { return p.stdin.Close() }
+
+// Stderr implements mux.Process.
+func (p *process) Stderr() io.Reader { return p.stderr }
+
+// Wait implements mux.Process.
+func (p *process) Wait() (int, error) {
+	select {
+	case <-p.ended:
+	case <-p.closed:
+		return 0, os.ErrClosed
+	}
+	if p.known {
+		return p.code, nil
+	}
+	if p.t.probe() {
+		return noStatus, nil
+	}
+	return 0, p.t.ended()
+}
+
+// noStatus is ssh's own exit code when the server closes a session without one.
+const noStatus = 255
+
+// Close implements mux.Process.
+func (p *process) Close() error {
+	p.closing.Do(func() {
+		close(p.closed)
+		_ = p.stdin.CloseWithError(os.ErrClosed)
+		_ = p.stdout.CloseWithError(os.ErrClosed)
+		_ = p.stderr.CloseWithError(os.ErrClosed)
+		_ = p.ch.Close()
+	})
+	return nil
+}
+
+// signalCode is 128 and the number of the signal with this name of RFC 4254 section 6.10, as a shell would say it.
+func signalCode(name string) int {
+	name, _, _ = strings.Cut(name, "@")
+	if n, ok := signalNumbers[name]; ok {
+		return 128 + n
+	}
+	return noStatus
+}
+
+// signalNumbers are Linux's; targets with others agree on all of these but USR1 and USR2.
+var signalNumbers = map[string]int{
+	"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7, "FPE": 8, "KILL": 9, "USR1": 10, "SEGV": 11, "USR2": 12,
+	"PIPE": 13, "ALRM": 14, "TERM": 15, "XCPU": 24, "XFSZ": 25, "SYS": 31,
+}
