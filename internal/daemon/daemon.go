@@ -122,7 +122,7 @@ func elect(ctx context.Context, o Options) (*Lock, error) {
 			path := o.Dir.LockFile(o.Version)
 			return nil, &Error{
 				Reason: Stuck, Path: path,
-				Message: fmt.Sprintf("another daemon (process %s) holds %s and answers nobody", holder(path), path),
+				Message: fmt.Sprintf("another daemon (process %s) holds %s and answers nobody", o.Dir.Holder(o.Version), path),
 				Remedy:  "end that process",
 			}
 		case <-ctx.Done():

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -66,9 +68,30 @@ func writePID(file *os.File) error {
 	return err
 }
 
-// holder names the process that wrote a lock file, for people.
-func holder(path string) string {
-	text, err := os.ReadFile(path)
+// Gone returns nil once no daemon of the version has the lock.
+func (d Dir) Gone(ctx context.Context, version string) error {
+	again := time.NewTicker(10 * time.Millisecond)
+	defer again.Stop()
+	for {
+		lock, err := d.Lock(version)
+		if err == nil {
+			lock.Release()
+			return nil
+		}
+		if !errors.Is(err, ErrLocked) {
+			return err
+		}
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Holder names the process that has, or had last, a version's lock, for people.
+func (d Dir) Holder(version string) string {
+	text, err := os.ReadFile(d.LockFile(version))
 	if err != nil || len(text) == 0 {
 		return "unknown"
 	}
