@@ -15,7 +15,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_native, to_text
 
-from . import daemon, display, errors, hops, payload
+from . import ansiballz, daemon, display, errors, hops, payload
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -80,6 +80,18 @@ class MuxConnection:
             return None
         return latest
 
+    def is_pipelining_enabled(self, wrap_async: bool = False) -> bool:
+        """Since 2.19 the core asks the connection."""
+        if not self.mux_enabled():
+            return bool(super().is_pipelining_enabled(wrap_async))  # type: ignore[misc]
+        return not wrap_async and not C.DEFAULT_KEEP_REMOTE_FILES
+
+    def _mux_token(self, in_data: bytes | None, cmd: str) -> payload.Token | None:
+        """The module that is to be run, if it is one: from the build seam, or taken from the core's own payload."""
+        if in_data is None or isinstance(in_data, payload.Token):
+            return in_data
+        return ansiballz.token(self, in_data, cmd, self._mux_become(cmd))
+
     def mux_module(self, token: payload.Token, cmd: str) -> Result:
         """Runs a module in a job of the account's agent."""
         session = _session()
@@ -112,7 +124,7 @@ class MuxConnection:
                     raise
             with payload.building(key) as mine:
                 if mine:
-                    made = payload.build(token.source)
+                    made = token.source.build()
                     _session().upload(key, made.manifest, made.inputs, made.blobs)
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
@@ -175,10 +187,8 @@ class SshConnection(MuxConnection):
             return super().exec_command(cmd, in_data=_stock(in_data), sudoable=sudoable)  # type: ignore[misc,no-any-return]
         self._mux_introduce()
         display.vvv(f'SSH: EXEC {to_text(cmd)}', self.host)
-        if isinstance(in_data, payload.Token):
-            answer = self.mux_module(in_data, cmd)
-        else:
-            answer = self.mux_command(cmd, in_data, sudoable)
+        token = self._mux_token(in_data, cmd)
+        answer = self.mux_command(cmd, in_data, sudoable) if token is None else self.mux_module(token, cmd)
         display.result(answer, self._play_context.no_log, self.host)
         return answer
 
@@ -265,14 +275,13 @@ class LocalConnection(MuxConnection):
         return process
 
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
-        if not isinstance(in_data, payload.Token):
-            return self.mux_command(cmd, in_data, sudoable)
-        if not self.mux_enabled():
-            return self.mux_command(cmd, in_data.stock(), sudoable)
+        token = self._mux_token(in_data, cmd) if self.mux_enabled() else None
+        if token is None:
+            return self.mux_command(cmd, _stock(in_data), sudoable)
         if not self._connected:
             self._connect()  # type: ignore[attr-defined]
         display.vvv(f'EXEC {to_text(cmd)}', self.mux_host())
-        return self.mux_module(in_data, cmd)
+        return self.mux_module(token, cmd)
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
         return super().exec_command(cmd, in_data=in_data, sudoable=sudoable)  # type: ignore[misc,no-any-return]

@@ -20,6 +20,7 @@ import typing as t
 
 from ansible import constants as C
 from ansible.executor import module_common
+from ansible.module_utils.common.text.converters import to_bytes
 from ansible.release import __version__
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
@@ -28,6 +29,11 @@ from .v1 import files_pb2
 
 _RESOURCE_READER = re.compile(rb'importlib[._]resources|pkgutil\.get_data|importlib import resources')
 """Code that wants its package on disk."""
+
+_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
+
+_START_OF_PYTHON = ('PYTHON', 'LD_', 'DYLD_', 'GLIBC_TUNABLES', 'MALLOC_')
+"""Variables that an interpreter, or its loader, reads when it starts: too late for a warm one."""
 
 _RESPAWN = 'ansible/module_utils/common/respawn.py'
 _EMBED = 'ansible/module_utils/embed.py'
@@ -43,7 +49,7 @@ class Token(bytes):
     """What the build seam gives Ansible in place of a payload, and the exec seam takes back. Should anybody run its text all the same,
     it fails and says so."""
 
-    source: Source
+    source: Buildable
     params: bytes
     environment: list[tuple[bytes, bytes]]
     interpreter: str
@@ -53,6 +59,20 @@ class Token(bytes):
 
     def __new__(cls) -> Token:
         return super().__new__(cls, b'raise SystemExit("this is a placeholder of mitogen-mux, not a module")\n')
+
+
+class Buildable(t.Protocol):
+    """A module whose payload can be made when the daemon wants it."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    def key(self) -> bytes:
+        """The payload's name at the daemon."""
+
+    def build(self) -> Payload:
+        """Makes the payload."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +87,15 @@ class Source:
         """The payload's name: all that decides which files the core finds, but for their content, which the inputs stand for."""
         what = [1, __version__, compat.CORE_ROOT, sys.version_info[:3], self.path, self.fqn, _search_paths(), _collection_paths()]
         return hashlib.sha256(json.dumps(what).encode()).digest()
+
+    def build(self) -> Payload:
+        """Lets the core find the files. Raises what the core raises for imports that it cannot find, and NotCovered."""
+        archive, record = _Archive(), _Record()
+        record.file(self.path)
+        record.file(compat.ROUTING)
+        with _finder_lock, record.watch():
+            compat.fill_payload(archive, self.name, self.fqn, self.path, self.data)
+        return assemble(archive.files, self.fqn, record.shadows(archive.files), record.inputs(self, archive.files))
 
 
 @dataclasses.dataclass
@@ -94,14 +123,14 @@ def classify(name: str, path: str) -> Source | None:
     return Source(name, fqn, path, data)
 
 
-def build(source: Source) -> Payload:
-    """Lets the core find the files. Raises what the core raises for imports that it cannot find."""
-    archive, record = _Archive(), _Record()
-    record.file(source.path)
-    record.file(compat.ROUTING)
-    with _finder_lock, record.watch():
-        compat.fill_payload(archive, source.name, source.fqn, source.path, source.data)
-    return assemble(archive.files, source.fqn, record.shadows(archive.files), record.inputs(source, archive.files))
+def environment(variables: t.Mapping[str, t.Any]) -> list[tuple[bytes, bytes]] | None:
+    """As the shell would have it after the core's prefix ``NAME=value``; None for what only a new interpreter would see."""
+    result = []
+    for name, value in variables.items():
+        if not _NAME.fullmatch(name) or name.startswith(_START_OF_PYTHON):
+            return None
+        result.append((to_bytes(name), to_bytes(str(value), errors='surrogate_or_strict')))
+    return result
 
 
 def assemble(files: dict[str, bytes], module: str, shadowed: bool, inputs: list[files_pb2.OfferRequest.Input]) -> Payload:

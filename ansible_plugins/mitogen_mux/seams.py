@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextvars
 import inspect
 import os
-import re
 import typing as t
 
 from ansible import constants as C
 from ansible.executor import module_common
-from ansible.module_utils.common.text.converters import to_bytes
 from ansible.plugins import action as action_plugins
 from ansible.plugins.loader import connection_loader
 
@@ -21,11 +19,6 @@ from . import compat, connection, display, payload
 
 _current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
 """The action whose module is being built: modify_module itself is not told."""
-
-_NAME = re.compile(r'[A-Za-z_][A-Za-z0-9_]*')
-
-_START_OF_PYTHON = ('PYTHON', 'LD_', 'DYLD_', 'GLIBC_TUNABLES', 'MALLOC_')
-"""Variables that an interpreter, or its loader, reads when it starts: too late for a warm one."""
 
 _installed = False
 _sources: dict[str, tuple[tuple[int, ...], payload.Source | None]] = {}
@@ -134,7 +127,7 @@ def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes
     source = _source(call['module_name'], call['module_path'])
     if source is None:
         return None
-    environment = _environment(call['environment'] or {})
+    environment = payload.environment(call['environment'] or {})
     limit = _rlimit_nofile(task_vars)
     if environment is None or limit is None:
         return None
@@ -160,16 +153,6 @@ def _source(name: str, path: str) -> payload.Source | None:
     if known is None or known[0] != identity or (known[1] is not None and known[1].name != name):
         known = _sources[path] = identity, payload.classify(name, path)
     return known[1]
-
-
-def _environment(environment: dict[str, t.Any]) -> list[tuple[bytes, bytes]] | None:
-    """As the shell would have it after the core's prefix ``NAME=value``; None for what only a new interpreter would see."""
-    result = []
-    for name, value in environment.items():
-        if not _NAME.fullmatch(name) or name.startswith(_START_OF_PYTHON):
-            return None
-        result.append((to_bytes(name), to_bytes(str(value), errors='surrogate_or_strict')))
-    return result
 
 
 def _rlimit_nofile(task_vars: dict[str, t.Any]) -> int | None:
