@@ -1,0 +1,264 @@
+"""A small daemon's end of docs/agent-protocol.md, and the interpreters to try the shipped agent with."""
+import os
+import select
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOM = os.path.join(HERE, '..', '..', 'internal', 'agent')
+MAGIC = b'MUX\x00\x0a\x0d\xff\x11\x131\x0d\x0a'
+HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG = range(1, 14)
+MODULE, COMMAND, PUT, GET, SPAWN, BLOBS = range(1, 7)
+WINDOW = 1 << 20
+PATIENCE = 60   # seconds after which a wait is a failure; never a measure of anything
+
+NAMES = ['python2.7', 'python3'] + ['python3.%d' % minor for minor in range(6, 15)]
+
+
+def version_of(path):
+    """The interpreter's version, None if it does not run (a shim without its version)."""
+    try:
+        out = subprocess.run([path, '-c', 'import sys; print("%d.%d.%d" % sys.version_info[:3])'], capture_output=True, timeout=PATIENCE)
+    except OSError:
+        return None
+    return out.stdout.decode().strip() if out.returncode == 0 else None
+
+
+def interpreters():
+    """(id, path or None, version) of every interpreter to try: by name on PATH, and those that MITOGEN_MUX_TEST_PYTHONS lists."""
+    found, seen = [], set()
+    listed = [p for p in os.environ.get('MITOGEN_MUX_TEST_PYTHONS', '').split(os.pathsep) if p]
+    for name in NAMES + listed:
+        path = shutil.which(name)
+        version = version_of(path) if path else None
+        if version is None:
+            if name in listed:
+                raise pytest.UsageError('MITOGEN_MUX_TEST_PYTHONS names %s, which does not run' % name)
+            found.append((name, None, None))
+        elif version not in seen:
+            seen.add(version)
+            found.append((version, path, version))
+    minors = set(version.rsplit('.', 1)[0] for _, _, version in found if version)
+    return [f for f in found if f[1] or (f[0].startswith('python') and f[0][6:] not in minors)]
+
+
+INTERPRETERS = interpreters()
+
+
+def pytest_generate_tests(metafunc):
+    if 'python' in metafunc.fixturenames:
+        metafunc.parametrize('python', [
+            pytest.param(path, id=name) if path else pytest.param(None, id=name, marks=pytest.mark.skip(reason='no %s on PATH' % name))
+            for name, path, _ in INTERPRETERS])
+
+
+def one_line(name):
+    """Stage 1 as internal/agent/embed.go makes it."""
+    with open(os.path.join(ROOM, name)) as f:
+        lines = [line.rstrip() for line in f if line.strip() and not line.lstrip().startswith('#')]
+    return 'exec("""' + ''.join(line.replace('\\', '\\\\') + '\\n' for line in lines) + '""")'
+
+
+def source_text():
+    with open(os.path.join(ROOM, 'agent.py'), 'rb') as f:
+        return f.read()
+
+
+def record(*fields):
+    return b''.join(struct.pack('>BI', tag, len(value)) + value for tag, value in fields)
+
+
+def read_record(data):
+    fields = {}
+    while data:
+        tag, n = struct.unpack('>BI', data[:5])
+        assert tag not in fields
+        fields[tag] = data[5:5 + n]
+        assert len(fields[tag]) == n
+        data = data[5 + n:]
+    return fields
+
+
+class Result:
+    """What came on a stream, up to its RESULT."""
+
+    def __init__(self):
+        self.data, self.err, self.tty = bytearray(), bytearray(), bytearray()
+        self.ended = False
+        self.fields = None
+
+    @property
+    def code(self):
+        assert self.failure == '', self.fields
+        return int(self.fields.get(4, b'0'))
+
+    @property
+    def failure(self):
+        assert (self.fields.get(1) == b'1') == (2 in self.fields)
+        return self.fields.get(2, b'').decode()
+
+
+class Agent:
+    """One agent process and the daemon's end of its link."""
+
+    def __init__(self, argv, env=None, cwd=None, source=None, extra=(), slave=None):
+        ours, theirs = socket.socketpair()
+        self.link = ours
+        self.process = subprocess.Popen(
+            argv, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, env=env, cwd=cwd, start_new_session=True)
+        theirs.close()
+        self.inbox = bytearray()
+        self.streams = {}
+        self.frames = []    # every frame that came: (kind, stream, length)
+        self.last = 0
+        self.logs = []
+        self.pongs = []
+        self.hello = None
+        self.grants = True          # give credit back as it is used
+        self.source = zlib.compress(source_text() if source is None else source, 9)
+
+    def boot(self):
+        self.want(len(MAGIC))
+        assert bytes(self.inbox[:len(MAGIC)]) == MAGIC
+        del self.inbox[:len(MAGIC)]
+        self.link.sendall(struct.pack('>I', len(self.source)) + self.source)
+        self.until(lambda: self.hello)
+        return self
+
+    def want(self, n):
+        while len(self.inbox) < n:
+            data = self.receive()
+            assert data, self.process.stderr.read()
+            self.inbox += data
+
+    def receive(self):
+        assert select.select([self.link], [], [], PATIENCE)[0], 'the agent says nothing'
+        return self.link.recv(1 << 18)
+
+    def send(self, kind, stream=0, payload=b''):
+        self.link.sendall(struct.pack('>IBI', len(payload), kind, stream) + payload)
+
+    def open(self, kind, *fields):
+        self.last += 1
+        self.streams[self.last] = Result()
+        self.send(OPEN, self.last, bytes([kind]) + record(*fields))
+        return self.last
+
+    def take(self):
+        """Takes in what came; False at the end of the link."""
+        data = self.receive()
+        self.inbox += data
+        while len(self.inbox) >= 9:
+            length, kind, number = struct.unpack('>IBI', bytes(self.inbox[:9]))
+            if len(self.inbox) < 9 + length:
+                break
+            payload = bytes(self.inbox[9:9 + length])
+            del self.inbox[:9 + length]
+            self.frames.append((kind, number, length))
+            self.frame(kind, number, payload)
+        return bool(data)
+
+    def frame(self, kind, number, payload):
+        assert self.hello or kind == HELLO
+        if kind == HELLO:
+            self.hello = read_record(payload)
+        elif kind == PONG:
+            self.pongs.append(payload)
+        elif kind == LOG:
+            self.logs.append((payload[0], payload[1:].decode()))
+        else:
+            result = self.streams[number]
+            assert result.fields is None, 'a frame after RESULT'
+            if kind == RESULT:
+                result.fields = read_record(payload)
+            elif kind == END:
+                result.ended = True
+            elif kind == CREDIT:
+                result.granted = getattr(result, 'granted', 0) + struct.unpack('>I', payload)[0]
+            else:
+                assert payload
+                {DATA: result.data, ERR: result.err, TTY: result.tty}[kind].extend(payload)
+                if self.grants:
+                    self.send(CREDIT, number, struct.pack('>I', len(payload)))
+
+    def until(self, condition):
+        while not condition():
+            assert self.take(), 'the agent has gone: %s' % self.process.stderr.read().decode()
+
+    def result(self, stream):
+        self.until(lambda: self.streams[stream].fields is not None)
+        return self.streams[stream]
+
+    def feed(self, stream, data, end=True):
+        """Sends data within the window, then END."""
+        sent = 0
+        result = self.streams[stream]
+        while sent < len(data) and result.fields is None:
+            self.until(lambda: sent - getattr(result, 'granted', 0) < WINDOW - 65536 or result.fields is not None)
+            self.send(DATA, stream, data[sent:sent + 65536])
+            sent += 65536
+        if end:
+            self.send(END, stream)
+
+    def command(self, *argv, stdin=b'', **options):
+        fields = [(1, a if isinstance(a, bytes) else a.encode()) for a in argv]
+        if options.get('tty'):
+            fields.append((2, b'1'))
+        if options.get('cwd'):
+            fields.append((5, options['cwd']))
+        fields += [(6, e) for e in options.get('environ', ())]
+        stream = self.open(COMMAND, *fields)
+        self.feed(stream, stdin)
+        return self.result(stream)
+
+    def blobs(self, *contents):
+        import hashlib
+        stream = self.open(BLOBS)
+        body = b''.join(hashlib.sha256(c).digest() + struct.pack('>I', len(c)) + c for c in contents)
+        self.feed(stream, zlib.compress(body))
+        result = self.result(stream)
+        assert result.failure == '', result.fields
+
+    def close(self):
+        self.link.close()
+
+    def wait(self):
+        return self.process.wait(PATIENCE)
+
+
+@pytest.fixture
+def start(python):
+    """Starts agents of the interpreter under test; ends what is left of them."""
+    agents = []
+
+    def go(boot=True, **options):
+        agent = Agent([python, '-c', one_line('stage1.py'), 'mitogen-mux: test'], **options)
+        agents.append(agent)
+        return agent.boot() if boot else agent
+    yield go
+    for agent in agents:
+        agent.close()
+        if agent.process.poll() is None:
+            agent.process.kill()
+        agent.process.wait()
+        agent.process.stderr.close()
+
+
+@pytest.fixture
+def agent(start):
+    return start()
+
+
+def eventually(condition):
+    """Waits for something outside the link."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, 'it did not happen'
+        time.sleep(0.005)
