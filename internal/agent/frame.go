@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"sync"
 )
 
 // Frame is one frame. The payload of a frame that was read belongs to the reader's buffer.
@@ -47,9 +48,9 @@ func checkHeader(way direction, length uint32, t FrameType, stream uint32) error
 	return nil
 }
 
-// readFrame reads one frame that goes the given way. The payload is in buf, which grows as needed (and never beyond MaxPayload).
-// io.EOF means that the link ended between two frames.
-func readFrame(r io.Reader, way direction, buf *[]byte) (Frame, error) {
+// readFrame reads one frame that goes the given way. room returns where a payload of n bytes, at most MaxPayload, is put. io.EOF
+// means that the link ended between two frames.
+func readFrame(r io.Reader, way direction, room func(n int) []byte) (Frame, error) {
 	var header [headerLength]byte
 	if _, err := io.ReadFull(r, header[:]); err != nil {
 		return Frame{}, err //nolint:wrapcheck // io.EOF between frames is an answer
@@ -59,10 +60,7 @@ func readFrame(r io.Reader, way direction, buf *[]byte) (Frame, error) {
 	if err := checkHeader(way, length, f.Type, f.Stream); err != nil {
 		return Frame{}, err
 	}
-	if int(length) > cap(*buf) {
-		*buf = make([]byte, length)
-	}
-	f.Payload = (*buf)[:length]
+	f.Payload = room(int(length))
 	if _, err := io.ReadFull(r, f.Payload); err != nil {
 		return Frame{}, fmt.Errorf("cannot read the payload of a %s frame: %w", f.Type, noEOF(err))
 	}
@@ -79,14 +77,32 @@ func noEOF(err error) error {
 
 // ReadDown reads a frame of the daemon, for agents written in Go: the scripted ones of tests.
 func ReadDown(r io.Reader) (Frame, error) {
-	var buf []byte
-	return readFrame(r, down, &buf)
+	return readFrame(r, down, allocate)
 }
 
 // ReadUp reads a frame of an agent.
 func ReadUp(r io.Reader) (Frame, error) {
-	var buf []byte
-	return readFrame(r, up, &buf)
+	return readFrame(r, up, allocate)
+}
+
+func allocate(n int) []byte { return make([]byte, n) }
+
+// payloads lends room for payloads to readers of busy links.
+var payloads payloadPool
+
+type payloadPool struct{ pool sync.Pool }
+
+func (p *payloadPool) borrow() *[MaxPayload]byte {
+	if b, ok := p.pool.Get().(*[MaxPayload]byte); ok {
+		return b
+	}
+	return new([MaxPayload]byte)
+}
+
+func (p *payloadPool) giveBack(b *[MaxPayload]byte) {
+	if b != nil {
+		p.pool.Put(b)
+	}
 }
 
 // ViolationError says how an agent broke the protocol. It ends the link.

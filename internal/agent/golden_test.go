@@ -174,8 +174,7 @@ func TestGolden(t *testing.T) {
 			if got := AppendFrame(nil, m.frame); !bytes.Equal(got, want) {
 				t.Errorf("encoded:\n%x\nwant:\n%x", got, want)
 			}
-			var buf []byte
-			f, err := readFrame(bytes.NewReader(want), m.way, &buf)
+			f, err := readFrame(bytes.NewReader(want), m.way, allocate)
 			if err != nil {
 				t.Fatal(err)
 			}

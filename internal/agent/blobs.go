@@ -1,0 +1,193 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zlib"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+)
+
+// BlobSource is where the blobs come from. What it returns must not change.
+type BlobSource interface {
+	Get(d blobcache.Digest) ([]byte, bool)
+}
+
+var compressors sync.Pool // of *zlib.Writer: one costs a megabyte, and many links start at once
+
+// SendBlobs sends those of want that this link has not sent yet, as one compressed stream. It returns when they have left: a request
+// opened after it finds them there. Concurrent callers wait for each other. A blob that from does not have is an error, and then
+// nothing is sent.
+func (l *Link) SendBlobs(ctx context.Context, want []blobcache.Digest, from BlobSource) error {
+	select {
+	case <-l.blobTurn:
+		defer func() { l.blobTurn <- struct{}{} }()
+	case <-l.failed:
+		return l.Err()
+	case <-ctx.Done():
+		return ctxFault(ctx, "cannot send blobs")
+	}
+	digests, bodies, err := l.missingBlobs(want, from)
+	if err != nil || len(digests) == 0 {
+		return err
+	}
+	s, err := l.Open(ctx, Blobs{})
+	if err != nil {
+		return err
+	}
+	s.forgetIfFailed(digests)
+	err = s.sendBlobs(ctx, digests, bodies)
+	if err == nil {
+		err = s.left(ctx)
+	}
+	if err != nil && !errors.Is(err, ErrEnded) {
+		s.Close()
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.result != nil && s.result.Failed {
+		return s.result.Err()
+	}
+	for i, d := range digests {
+		l.blobs[d] = len(bodies[i])
+		l.blobBytes += int64(len(bodies[i]))
+	}
+	s.discard() // nobody receives; a failure is heard of by forgetIfFailed
+	return nil
+}
+
+// missingBlobs returns what must be sent.
+func (l *Link) missingBlobs(want []blobcache.Digest, from BlobSource) ([]blobcache.Digest, [][]byte, error) {
+	var digests []blobcache.Digest
+	l.mu.Lock()
+	asked := make(map[blobcache.Digest]bool, len(want))
+	for _, d := range want {
+		if _, sent := l.blobs[d]; !sent && !asked[d] {
+			asked[d] = true
+			digests = append(digests, d)
+		}
+	}
+	err := l.usable()
+	l.mu.Unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	bodies := make([][]byte, len(digests))
+	for i, d := range digests {
+		b, ok := from.Get(d)
+		if !ok {
+			return nil, nil, &fault.Error{Kind: fault.Internal, Message: fmt.Sprintf("blob %s is not here to be sent", d)}
+		}
+		bodies[i] = b
+	}
+	return digests, bodies, nil
+}
+
+// forgetIfFailed makes the blobs of a stream that fails count as not sent.
+func (s *Stream) forgetIfFailed(digests []blobcache.Digest) {
+	l := s.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.onFailure = func() {
+		for _, d := range digests {
+			l.forget(d)
+		}
+		l.o.Log.Warn("agent refused blobs", "name", l.o.Name, "failure", s.result.Failure, "text", s.result.Text)
+	}
+}
+
+// forget makes d count as not sent. The mutex is held.
+func (l *Link) forget(d blobcache.Digest) {
+	if n, ok := l.blobs[d]; ok {
+		delete(l.blobs, d)
+		l.blobBytes -= int64(n)
+	}
+}
+
+func (s *Stream) sendBlobs(ctx context.Context, digests []blobcache.Digest, bodies [][]byte) error {
+	out := streamWriter{ctx, s}
+	w, ok := compressors.Get().(*zlib.Writer)
+	if ok {
+		w.Reset(out)
+	} else {
+		w = zlib.NewWriter(out)
+	}
+	defer func() {
+		w.Reset(io.Discard) // so that the pool keeps no link alive
+		compressors.Put(w)
+	}()
+	for i, d := range digests {
+		head := binary.BigEndian.AppendUint32(d[:], uint32(len(bodies[i]))) //nolint:gosec // a file that a module imports
+		if _, err := w.Write(head); err != nil {
+			return err //nolint:wrapcheck // the stream's own
+		}
+		if _, err := w.Write(bodies[i]); err != nil {
+			return err //nolint:wrapcheck // the stream's own
+		}
+	}
+	if err := w.Close(); err != nil {
+		return err //nolint:wrapcheck // the stream's own
+	}
+	return s.CloseSend()
+}
+
+// left waits until the writer has taken END.
+func (s *Stream) left(ctx context.Context) error {
+	s.link.mu.Lock()
+	defer s.link.mu.Unlock()
+	for !s.endTaken && s.result == nil {
+		if s.link.err != nil {
+			return s.link.failure()
+		}
+		if err := s.wait(ctx, "cannot send blobs"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type streamWriter struct {
+	ctx context.Context //nolint:containedctx // lives within one call of sendBlobs
+	s   *Stream
+}
+
+var _ io.Writer = streamWriter{}
+
+func (w streamWriter) Write(p []byte) (int, error) {
+	if err := w.s.Send(w.ctx, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Drop makes the agent forget blobs. Requests that need them must have ended.
+func (l *Link) Drop(ds []blobcache.Digest) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.usable(); err != nil {
+		return err
+	}
+	var payload []byte
+	for _, d := range ds {
+		if _, sent := l.blobs[d]; !sent {
+			continue
+		}
+		l.forget(d)
+		payload = append(payload, d[:]...)
+		if len(payload) == MaxPayload {
+			l.out.putControl(nil, TypeDrop, payload)
+			payload = nil
+		}
+	}
+	if len(payload) > 0 {
+		l.out.putControl(nil, TypeDrop, payload)
+	}
+	return nil
+}

@@ -1,0 +1,60 @@
+package agent
+
+import (
+	"bytes"
+	_ "embed"
+	"strings"
+	"sync"
+
+	"github.com/klauspost/compress/zlib"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
+)
+
+var (
+	//go:embed agent.py
+	agentPy []byte
+	//go:embed stage1.py
+	stage1Py string
+	//go:embed stage1_local.py
+	stage1LocalPy string
+)
+
+// Stage1 returns the argument of `python -c` that starts an agent on its stdio; the agent's name follows it.
+func Stage1() string { return oneLine(stage1Py) }
+
+// Stage1Local returns the argument of `python -c` that starts the controller's own agent; its name, the daemon's socket and the
+// token in hex follow it.
+func Stage1Local() string { return oneLine(stage1LocalPy) }
+
+// oneLine makes a program one line without a single quote: login shells of the csh family take no line feed between quotes.
+func oneLine(program string) string {
+	var lines []string
+	for line := range strings.Lines(program) {
+		line = strings.TrimRight(line, " \n")
+		if code := strings.TrimLeft(line, " "); code != "" && code[0] != '#' {
+			lines = append(lines, strings.ReplaceAll(line, `\`, `\\`))
+		}
+	}
+	return `exec("""` + strings.Join(lines, `\n`) + `\n""")`
+}
+
+var source = sync.OnceValue(func() []byte {
+	var b bytes.Buffer
+	w, err := zlib.NewWriterLevel(&b, zlib.BestCompression)
+	if err == nil {
+		_, err = w.Write(agentPy)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		panic("agent: cannot compress the embedded agent: " + err.Error()) // memory only: nothing can fail
+	}
+	return b.Bytes()
+})
+
+// Source returns the agent as stage 1 reads it: agent.py, compressed. Nobody may change it.
+func Source() []byte { return source() }
+
+var sourceDigest = sync.OnceValue(func() blobcache.Digest { return blobcache.Sum(source()) })
