@@ -24,7 +24,7 @@ const (
 )
 
 type serveCommand struct {
-	LogLevel string `help:"What to log: ${enum}." enum:"trace,debug,info,warn,error" default:"info" env:"MITOGEN_MUX_LOG_LEVEL"`
+	LogLevel string `help:"What to log: ${enum}." enum:"trace,debug,info,warn,error" default:"info" env:"MITOGEN_LOG_LEVEL"`
 }
 
 // Run is the daemon's life in this process.

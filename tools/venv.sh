@@ -1,0 +1,42 @@
+#!/bin/bash
+# Makes a virtual environment, if it is not there as it should be. Prints nothing unless something is wrong; if no Python can be had it
+# prints why and exits 77.
+#
+#   tools/venv.sh 2.16 … 2.21   .venv-2.16: that ansible-core at its newest patch, with what plugins and tests need
+#   tools/venv.sh tools         .venv-tools: ruff, mypy, vermin
+#   tools/venv.sh gen           .venv-gen: protoc
+set -eu
+cd "$(dirname "$0")/.."
+name=$1
+
+# name, oldest and newest Python 3 (those that the package supports), packages
+case $name in
+2.16) min=10 max=12 packages="ansible-core==2.16.19" ;;
+2.17) min=10 max=12 packages="ansible-core==2.17.14" ;;
+2.18) min=11 max=13 packages="ansible-core==2.18.19" ;;
+2.19) min=11 max=13 packages="ansible-core==2.19.14" ;;
+2.20) min=12 max=14 packages="ansible-core==2.20.9" ;;
+2.21) min=12 max=14 packages="ansible-core==2.21.5" ;;
+tools) min=10 max=14 packages="-r tools/requirements.txt" ;;
+gen) min=8 max=12 packages="grpcio-tools==1.65.5 setuptools<81" ;;
+*) echo "venv.sh: no environment is called $name" >&2; exit 2 ;;
+esac
+case $name in
+2.*) packages="$packages -r ansible_plugins/requirements.txt -r tools/test-requirements.txt" ;;
+esac
+
+venv=.venv-$name
+stamp=$(cat tools/*requirements.txt ansible_plugins/requirements.txt tools/venv.sh | sha256sum)
+[ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ] || exit 0
+
+if ! python=$(tools/find-python.sh "$min" "$max"); then
+    if [ "$min" -gt 13 ] || [ "$max" -lt 13 ] || ! python=$(tools/python-from-debian.sh 2>&1); then
+        echo "$name needs a Python between 3.$min and 3.$max on PATH or in pyenv's folder${python:+, and none can be made: $python}"
+        exit 77
+    fi
+fi
+rm -rf "$venv"
+"$python" -m venv "$venv"
+# shellcheck disable=SC2086 # words
+"$venv/bin/pip" install --quiet --disable-pip-version-check $packages
+echo "$stamp" >"$venv/.stamp"
