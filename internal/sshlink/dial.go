@@ -39,8 +39,8 @@ func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, v
 
 	conn, err := a.open(ctx, via)
 	if err != nil {
-		if f := ctxFault(ctx, "Connecting to "+c.HostName); f != nil {
-			return nil, f
+		if ended(ctx) {
+			return nil, ctxFault(ctx, "Connecting to "+c.HostName)
 		}
 		if context.Cause(ctx) != nil {
 			err = context.Cause(ctx)
@@ -54,8 +54,8 @@ func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, v
 	t, err := a.handshake(ctx, w, limit)
 	if err != nil {
 		_ = conn.Close()
-		if f := ctxFault(ctx, "Connecting to "+c.HostName); f != nil {
-			return nil, f
+		if ended(ctx) {
+			return nil, ctxFault(ctx, "Connecting to "+c.HostName)
 		}
 		lost := w.lost()
 		if cause := context.Cause(ctx); cause != nil {
@@ -64,6 +64,11 @@ func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, v
 		return nil, explain(a.handshakeFault(err, lost), conn)
 	}
 	return t, nil
+}
+
+// ended reports whether ctx has ended for a reason of the caller's, not by the attempt's own limit.
+func ended(ctx context.Context) bool {
+	return ctx.Err() != nil && !errors.Is(context.Cause(ctx), errTimeout)
 }
 
 // newLimit is a timer that never fires if d is zero.
@@ -154,7 +159,7 @@ func (a *attempt) handshake(ctx context.Context, w *wire, limit *time.Timer) (*t
 	}
 	conn, channels, requests, err := ssh.NewClientConn(w, address(a.cfg), cc)
 	if err != nil {
-		if errors.Is(err, errRefused) && w.lost() == nil {
+		if errors.Is(err, errRefused) && w.lost() == nil && ctx.Err() == nil {
 			return nil, auth.refused()
 		}
 		return nil, err

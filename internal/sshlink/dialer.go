@@ -29,6 +29,7 @@ type Options struct {
 type Dialer struct {
 	log     hclog.Logger
 	network func(ctx context.Context, c *config) (net.Conn, error)
+	resolve func(ctx context.Context, h *hop.SSH, p *place) (*config, error)
 	configs *resolver
 }
 
@@ -37,6 +38,7 @@ var _ mux.Dialer = (*Dialer)(nil)
 // New returns a Dialer.
 func New(o Options) *Dialer {
 	d := &Dialer{log: o.Log, configs: newResolver(), network: dialTCP}
+	d.resolve = d.configs.resolve
 	if d.log == nil {
 		d.log = hclog.NewNullLogger()
 	}
@@ -61,7 +63,7 @@ func (d *Dialer) Dial(ctx context.Context, h *hop.SSH, run hop.Run) (mux.Transpo
 	if err := supportedHop(h, p); err != nil {
 		return nil, err
 	}
-	cfg, err := d.configs.resolve(ctx, h, p)
+	cfg, err := d.resolve(ctx, h, p)
 	if err != nil {
 		return nil, err
 	}

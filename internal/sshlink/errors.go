@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -80,16 +81,13 @@ func plainText(err error) string {
 	return err.Error()
 }
 
-// ctxFault is the error of a context that has ended, nil while it has not.
+// ctxFault is the error of a context that has ended.
 func ctxFault(ctx context.Context, what string) *fault.Error {
-	switch cause := context.Cause(ctx); {
-	case cause == nil, errors.Is(cause, errTimeout):
-		return nil
-	case errors.Is(cause, context.DeadlineExceeded):
+	cause := context.Cause(ctx)
+	if errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, errTimeout) {
 		return &fault.Error{Kind: fault.TimedOut, Message: what + " took too long"}
-	default:
-		return &fault.Error{Kind: fault.Cancelled, Message: what + " was cancelled", Cause: cause}
 	}
+	return &fault.Error{Kind: fault.Cancelled, Message: what + " was cancelled", Cause: cause}
 }
 
 // handshakeFault words a failure between TCP connect and authentication. lost is what the connection itself reported, if it did.
@@ -140,7 +138,10 @@ func bannerText(err error) string {
 
 // disconnectFault words the reason that the server itself gave: "2: Too many authentication failures".
 func disconnectFault(c *config, where, reason string, at stage) *fault.Error {
-	code, text, _ := strings.Cut(reason, ":")
+	code, text, _ := strings.Cut(reason, ": ")
+	if plain, err := strconv.Unquote(text); err == nil {
+		text = plain
+	}
 	f := &fault.Error{
 		Kind:    fault.Unreachable,
 		Message: fmt.Sprintf("Received disconnect from %s:%s: %s", where, code, fault.Clean([]byte(text))),
@@ -148,7 +149,7 @@ func disconnectFault(c *config, where, reason string, at stage) *fault.Error {
 	if at == stageAuth {
 		f.Kind = fault.AuthFailed
 		f.Hint = fmt.Sprintf("The server gave up on %s@%s.", c.User, c.HostName)
-		if strings.Contains(text, "Too many authentication failures") {
+		if strings.Contains(strings.ToLower(text), "too many authentication failures") {
 			f.Hint = "The server allows fewer attempts than there are keys: set ansible_ssh_private_key_file and IdentitiesOnly=yes, so that only that key is offered."
 		}
 	}

@@ -67,7 +67,7 @@ func (a *attempt) jumpHost(ctx context.Context, spec string, via *transport) (*t
 		args = append(args, "-l", user)
 	}
 	h := &hop.SSH{Host: host, HostKeyChecking: true, Args: args, Executable: a.hop.Executable}
-	c, err := a.d.configs.resolve(ctx, h, a.place)
+	c, err := a.d.resolve(ctx, h, a.place)
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,9 @@ func (t *transport) Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mu
 	case <-ctx.Done():
 		err = ctxFault(ctx, "Starting a command on "+t.name)
 	}
+	if err == nil && t.isClosed() { // Close may have looked for processes before there was this one
+		err = t.Err()
+	}
 	if err != nil {
 		_ = p.Close()
 		return nil, err
@@ -84,7 +87,7 @@ func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.R
 
 func (t *transport) tooMany(ctx context.Context) error {
 	f := ctxFault(ctx, "Waiting for a free session on "+t.name)
-	if f != nil && f.Kind == fault.TimedOut {
+	if f.Kind == fault.TimedOut {
 		f.Hint = "All sessions of this connection are in use; look at MaxSessions in the server's sshd_config."
 	}
 	return f
@@ -196,6 +199,7 @@ type process struct {
 	t       *transport
 	ch      ssh.Channel
 	stdin   *io.PipeWriter
+	in      *io.PipeReader // the other end of stdin
 	stdout  *io.PipeReader
 	stderr  *io.PipeReader
 	ended   chan struct{} // the channel is closed: no status follows
@@ -216,21 +220,21 @@ const (
 
 func newProcess(t *transport, ch ssh.Channel, requests <-chan *ssh.Request) *process {
 	p := &process{t: t, ch: ch, ended: make(chan struct{}), closed: make(chan struct{})}
-	var in *io.PipeReader
 	var out, errs *io.PipeWriter
-	in, p.stdin = io.Pipe()
+	p.in, p.stdin = io.Pipe()
 	p.stdout, out = io.Pipe()
 	p.stderr, errs = io.Pipe()
+	t.keep(p)
 	t.wg.Go(func() { p.follow(requests) })
 	t.wg.Go(func() {
-		_, err := io.CopyBuffer(onlyWriter{ch}, onlyReader{in}, make([]byte, stdinBuffer))
+		_, err := io.CopyBuffer(onlyWriter{ch}, onlyReader{p.in}, make([]byte, stdinBuffer))
 		if err == nil {
 			err = ch.CloseWrite()
 		}
 		if err == nil {
 			err = io.ErrClosedPipe
 		}
-		_ = in.CloseWithError(err)
+		_ = p.in.CloseWithError(err)
 	})
 	drain := func(to *io.PipeWriter, from io.Reader, size int) {
 		buf := make([]byte, size)
@@ -274,6 +278,7 @@ func (p *process) follow(requests <-chan *ssh.Request) {
 		}
 	}
 	p.t.release()
+	_ = p.in.CloseWithError(io.ErrClosedPipe)
 	close(p.ended)
 }
 
@@ -293,8 +298,15 @@ func (p *process) Stderr() io.Reader { return p.stderr }
 func (p *process) Wait() (int, error) {
 	select {
 	case <-p.ended:
-	case <-p.closed:
-		return 0, os.ErrClosed
+	default:
+		select {
+		case <-p.ended:
+		case <-p.closed:
+			if err := p.t.Err(); err != nil {
+				return 0, err
+			}
+			return 0, os.ErrClosed
+		}
 	}
 	if p.known {
 		return p.code, nil
@@ -316,6 +328,7 @@ func (p *process) Close() error {
 		_ = p.stdout.CloseWithError(os.ErrClosed)
 		_ = p.stderr.CloseWithError(os.ErrClosed)
 		_ = p.ch.Close()
+		p.t.forget(p)
 	})
 	return nil
 }

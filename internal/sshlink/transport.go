@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +35,7 @@ type transport struct {
 	mu     sync.Mutex
 	closed bool  // no caller may enter
 	err    error // why it ended; the first reason counts
+	open   map[*process]struct{}
 }
 
 var _ mux.Transport = (*transport)(nil)
@@ -45,6 +48,7 @@ func newTransport(a *attempt, conn ssh.Conn, w *wire, channels <-chan ssh.NewCha
 		conn: conn, wire: w, cfg: a.cfg, place: a.place, name: fmt.Sprintf("%s@%s", a.cfg.User, a.cfg.HostName),
 		forwardsAgent: !distrusted && a.cfg.ForwardAgent != "no" && a.cfg.ForwardAgent != "",
 		slots:         make(chan struct{}, maxSessions), freed: make(chan struct{}, 1), done: make(chan struct{}),
+		open: make(map[*process]struct{}),
 	}
 	t.wg.Add(1) // until Close, so that wg cannot be found empty while callers enter
 	t.wg.Go(func() { ssh.DiscardRequests(requests) })
@@ -78,6 +82,9 @@ func (t *transport) Close() error {
 	t.closed = true
 	t.mu.Unlock()
 	_ = t.conn.Close()
+	for _, p := range t.processes() {
+		_ = p.Close()
+	}
 	if first {
 		t.wg.Done()
 	}
@@ -100,6 +107,31 @@ func (t *transport) enter() error {
 }
 
 func (t *transport) leave() { t.wg.Done() }
+
+// keep and forget know the processes that Close has to end.
+func (t *transport) keep(p *process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.open[p] = struct{}{}
+}
+
+func (t *transport) forget(p *process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.open, p)
+}
+
+func (t *transport) isClosed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closed
+}
+
+func (t *transport) processes() []*process {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Keys(t.open))
+}
 
 // fail records why the connection ends.
 func (t *transport) fail(cause error) {
