@@ -81,6 +81,7 @@ type Fail struct {
 	Reason Reason
 	Text   []byte // all that was said, as it was said: clean it before showing it
 	Asked  bool   // a prompt was seen
+	Code   int    // the tool's exit code, -1 if it has not exited
 }
 
 func (SendPassword) action() {}
@@ -151,11 +152,13 @@ func (d *Dialogue) Feed(ch Channel, p []byte) []Action {
 }
 
 // Exit takes the end of the tool. Without the marker it is a refusal, whatever the code: 0 would have run the command.
-func (d *Dialogue) Exit(_ int) []Action {
+func (d *Dialogue) Exit(code int) []Action {
 	if d.over {
 		return nil
 	}
-	return []Action{d.fail(ToolRefused)}
+	f := d.fail(ToolRefused)
+	f.Code = code
+	return []Action{f}
 }
 
 // Timeout takes the end of the caller's patience.
@@ -263,7 +266,7 @@ func (d *Dialogue) afterPassword(r Reason) Reason {
 
 func (d *Dialogue) fail(r Reason) Fail {
 	d.over = true
-	return Fail{Reason: r, Text: d.text, Asked: d.asked}
+	return Fail{Reason: r, Text: d.text, Asked: d.asked, Code: -1}
 }
 
 // appendTail appends c to b and keeps at least the last limit bytes, at most twice as many: they are moved only now and then.

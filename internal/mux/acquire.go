@@ -1,0 +1,420 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+)
+
+// Acquire walks path, opens every edge that is missing (once, however many ask at the same time) and returns the context at its
+// end, held until Release. It returns as soon as frames can be queued: an agent's HELLO may still be on its way.
+//
+// host is the inventory name. Errors are *fault.Error and say at which hop. A path that starts with a Local hop for which no
+// agent is attached gives LocalAgentWanted with the token that an agent must show to AttachLocal.
+func (t *Tree) Acquire(ctx context.Context, run hop.Run, host string, path hop.Path) (*Context, error) {
+	if err := check(path); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	rs := t.runLocked(run.ID)
+	t.mu.Unlock()
+	for {
+		w := &walk{tree: t, run: run, rs: rs, host: host, path: path}
+		c, err := w.walk(ctx)
+		if err == nil {
+			return c, nil
+		}
+		// A connection that was kept warm may have died unnoticed (a suspended laptop, a rebooted target), and nothing of the
+		// request has been sent on it. Once it is known to be dead, the next walk dials: so this repeats at most once.
+		if !w.foundDead() || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+// check refuses paths that this tree has no way to open.
+func check(path hop.Path) error {
+	unsupported := func(level int, h hop.Hop, message string) error {
+		return &fault.Error{Kind: fault.Unsupported, Hop: level, HopName: h.Name(), Message: message}
+	}
+	if len(path) == 0 {
+		return &fault.Error{Kind: fault.Unsupported, Message: "the path has no hop"}
+	}
+	for i, h := range path {
+		switch {
+		case h.SSH == nil && h.Local == nil && h.Become == nil:
+			return unsupported(i, h, "the hop has no method")
+		case i == 0 && h.Become != nil:
+			return unsupported(i, h, "a path cannot start with a become hop")
+		case i > 0 && h.Become == nil:
+			return unsupported(i, h, "only become hops can follow the first hop")
+		case h.Become != nil && len(h.Become.Success) == 0:
+			return unsupported(i, h, "the become plugin gives no success marker")
+		}
+	}
+	return nil
+}
+
+// walk is one request's way along its path. It holds one node at a time: a node with children stays.
+type walk struct {
+	tree *Tree
+	run  hop.Run
+	rs   *runState
+	host string
+	path hop.Path
+
+	at    *node // held
+	first *node // the first of the path
+	dials bool  // first was not there before
+}
+
+// foundDead reports whether the walk ended because a connection that it found was dead.
+func (w *walk) foundDead() bool {
+	if w.first == nil || w.dials {
+		return false
+	}
+	t := w.tree
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.first.usable && w.first.transport != nil {
+		select {
+		case <-w.first.transport.Done(): // its watcher has not come to it yet
+			t.downLocked(w.first, Closed, w.first.fault(w.first.transport.Err(), fault.Unreachable, "the connection was lost"))
+		default:
+		}
+	}
+	return w.first.state == Closed && w.first.edge.role == sshConnection && !t.closing
+}
+
+func (w *walk) walk(ctx context.Context) (*Context, error) {
+	last := len(w.path) - 1
+	end := w.path[last]
+	if end.Interpreter == "" && end.Local == nil {
+		if n := w.anyReady(); n != nil {
+			return w.arrive(n, nil), nil
+		}
+	}
+	if err := w.connection(ctx); err != nil {
+		return nil, err
+	}
+	plain := end.Interpreter == "" && end.Local == nil
+	for level, h := range w.path {
+		if plain && (level == last || (level+1 == last && h.SSH != nil)) {
+			break // a command without an agent is started by the agent of the account before it, or by SSH itself
+		}
+		if h.Local != nil {
+			continue // its first node is its agent
+		}
+		step := func() error { return w.enter(ctx, agentEdge(h), h, level, w.tree.openAgent) }
+		if h.Interpreter == "" {
+			step = func() error { return w.ready(h, level) }
+		}
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	if plain {
+		return w.arrive(w.at, end.Become), nil
+	}
+	return w.arrive(w.at, nil), nil
+}
+
+// connectionEdge is the edge of a path's first node.
+func connectionEdge(h hop.Hop, run string) (edge, bool) {
+	switch {
+	case h.SSH != nil:
+		return edge{role: sshConnection, account: h.Account}, true
+	case h.Local != nil:
+		return edge{role: localAgent, account: h.Account, run: run, interpreter: h.Interpreter}, true
+	default:
+		return edge{}, false
+	}
+}
+
+// agentEdge is the edge of the agent of an SSH or become hop.
+func agentEdge(h hop.Hop) edge {
+	if h.SSH != nil {
+		return edge{role: sshAgent, interpreter: h.Interpreter}
+	}
+	return edge{role: becomeAgent, account: h.Account, interpreter: h.Interpreter}
+}
+
+// firstLocked finds the first node of a path. A local hop without an interpreter is served by any agent of the run.
+func (t *Tree) firstLocked(h hop.Hop, run string) *node {
+	e, _ := connectionEdge(h, run)
+	if n := t.roots[e]; n != nil || h.Local == nil || h.Interpreter != "" {
+		return n
+	}
+	var ready []*node
+	for other, n := range t.roots {
+		e.interpreter = other.interpreter
+		if other == e && n.state == Ready {
+			ready = append(ready, n)
+		}
+	}
+	return newest(ready)
+}
+
+// connection enters the first node of the path.
+func (w *walk) connection(ctx context.Context) error {
+	h := w.path[0]
+	e, _ := connectionEdge(h, w.run.ID)
+	if h.Local != nil {
+		return w.enterLocal(ctx, h)
+	}
+	return w.enter(ctx, e, h, 0, w.tree.openConnection)
+}
+
+// enter holds the node of edge e below where the walk is, opening it if it is missing, waits until it can be used and steps there.
+func (w *walk) enter(ctx context.Context, e edge, h hop.Hop, level int, launch func(context.Context, *node) (opened, error)) error {
+	t := w.tree
+	t.mu.Lock()
+	n, found, err := w.findLocked(e, h, level, opening{run: w.run, launch: launch})
+	if err != nil {
+		t.mu.Unlock()
+		w.leave()
+		return err
+	}
+	if !found {
+		t.growLocked(n)
+	}
+	w.stepLocked(n, !found)
+	t.mu.Unlock()
+
+	select {
+	case <-n.up:
+	default:
+		select {
+		case <-n.up:
+		case <-ctx.Done():
+			w.leave()
+			return n.fault(contextFault(ctx), fault.Cancelled, "")
+		}
+	}
+	return w.usable(n)
+}
+
+// findLocked finds the node of edge e below where the walk is, or plants it.
+func (w *walk) findLocked(e edge, h hop.Hop, level int, o opening) (n *node, found bool, err error) {
+	t := w.tree
+	if t.closing {
+		return nil, false, errClosing()
+	}
+	if w.at != nil && w.at.state.Ended() {
+		return nil, false, w.at.fault(w.at.err, fault.AgentDied, "the connection was lost")
+	}
+	if n = t.siblingsLocked(w.at)[e]; n != nil {
+		return n, true, nil
+	}
+	return t.plantLocked(w.at, e, h, level, o), false, nil
+}
+
+// stepLocked moves the walk's hold to n.
+func (w *walk) stepLocked(n *node, planted bool) {
+	n.refs++
+	w.tree.useLocked(n, w.rs, w.run, w.host)
+	if w.at != nil {
+		w.tree.releaseLocked(w.at)
+	} else {
+		w.first, w.dials = n, planted
+	}
+	w.at = n
+}
+
+// leave gives the walk's hold back.
+func (w *walk) leave() {
+	if w.at != nil {
+		w.tree.release(w.at)
+		w.at = nil
+	}
+}
+
+// usable ends the walk if n, whose up is closed, has ended.
+func (w *walk) usable(n *node) error {
+	w.tree.mu.Lock()
+	ended, err := n.state.Ended(), n.err
+	w.tree.mu.Unlock()
+	if !ended {
+		return nil
+	}
+	w.leave()
+	return n.fault(err, fault.Internal, "the connection ended")
+}
+
+// arrive makes the context of the node the walk holds.
+func (w *walk) arrive(n *node, plain *hop.Become) *Context {
+	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, plain: plain}
+	if n.edge.role == sshAgent {
+		c.transport = n.parent.transport
+	}
+	return c
+}
+
+// ready steps to any ready agent of hop h, which has no interpreter.
+func (w *walk) ready(h hop.Hop, level int) error {
+	t := w.tree
+	t.mu.Lock()
+	n := newest(match(w.at.lookup, h))
+	if n != nil {
+		w.stepLocked(n, false)
+	}
+	t.mu.Unlock()
+	if n != nil {
+		return nil
+	}
+	w.leave()
+	return &fault.Error{
+		Kind: fault.InterpreterMissing, Hop: level, HopName: h.Name(),
+		Message: "no interpreter is known for an account on the way",
+		Hint:    "set ansible_python_interpreter for the account",
+	}
+}
+
+// anyReady holds any ready agent at the end of the path; nil if there is none.
+func (w *walk) anyReady() *node {
+	t := w.tree
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	first := t.firstLocked(w.path[0], w.run.ID)
+	if first == nil || t.closing {
+		return nil
+	}
+	at := []*node{first}
+	for _, h := range w.path {
+		if h.Local != nil {
+			continue
+		}
+		var next []*node
+		for _, n := range at {
+			next = append(next, match(n.lookup, h)...)
+		}
+		at = next
+	}
+	n := newest(at)
+	if n == nil {
+		return nil
+	}
+	for up := n.parent; up != nil; up = up.parent {
+		t.useLocked(up, w.rs, w.run, w.host)
+	}
+	w.first = first
+	n.refs++
+	t.useLocked(n, w.rs, w.run, w.host)
+	w.at = n
+	return n
+}
+
+// match lists the ready agents of hop h.
+func match(among map[edge]*node, h hop.Hop) []*node {
+	want := agentEdge(h)
+	var found []*node
+	for e, n := range among {
+		if h.Interpreter == "" {
+			want.interpreter = e.interpreter
+		}
+		if e == want && n.state == Ready {
+			found = append(found, n)
+		}
+	}
+	return found
+}
+
+// newest is the node that was used last.
+func newest(nodes []*node) *node {
+	var best *node
+	for _, n := range nodes {
+		if best == nil || n.lastUsed.After(best.lastUsed) {
+			best = n
+		}
+	}
+	return best
+}
+
+// contextFault says how a request's own context ended.
+func contextFault(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	if _, ok := errors.AsType[*fault.Error](cause); ok {
+		return cause
+	}
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return &fault.Error{Kind: fault.TimedOut, Message: "the time ran out while connecting", Cause: cause}
+	}
+	return &fault.Error{Kind: fault.Cancelled, Message: "the request was cancelled while connecting", Cause: cause}
+}
+
+// growLocked starts the goroutine that opens n, watches it and ends with it.
+func (t *Tree) growLocked(n *node) {
+	ctx, cancel := context.WithCancelCause(t.ctx)
+	n.cancel = cancel
+	t.dials++
+	t.wg.Go(func() {
+		defer cancel(nil)
+		o, err := n.opening.launch(ctx, n)
+		if !t.settle(n, o, err) {
+			return
+		}
+		t.watch(ctx, n, o)
+	})
+}
+
+// settle takes the outcome of opening n and reports whether there is something to watch.
+func (t *Tree) settle(n *node, o opened, err error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case n.state.Ended(): // nobody waited for it any more
+		if err == nil {
+			t.wg.Go(o.close)
+		}
+		return false
+	case err != nil:
+		t.downLocked(n, Failed, n.fault(err, fault.Internal, "cannot open the connection"))
+		return false
+	}
+	n.transport, n.link, n.usable = o.transport, o.link, true
+	n.lastUsed = time.Now()
+	if o.link == nil {
+		t.progressLocked(n, Ready)
+	} else {
+		t.progressLocked(n, Bootstrapping)
+	}
+	close(n.up)
+	t.reconsiderLocked(n)
+	return true
+}
+
+// watch waits for the end of what n has open, and ends n with it.
+func (t *Tree) watch(ctx context.Context, n *node, o opened) {
+	if o.link != nil && !t.hello(ctx, n, o.link) {
+		return
+	}
+	select {
+	case <-o.done():
+	case <-ctx.Done(): // n has ended already
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.downLocked(n, Closed, n.fault(o.err(), fault.AgentDied, "the connection was lost"))
+}
+
+// hello waits for the agent's first word and reports whether n is still to be watched.
+func (t *Tree) hello(ctx context.Context, n *node, link peer) bool {
+	timed, cancel := context.WithTimeout(ctx, agentTimeout)
+	defer cancel()
+	hello, err := link.Hello(timed)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case err == nil:
+		n.hello = hello
+		t.progressLocked(n, Ready)
+	case timed.Err() != nil && ctx.Err() == nil:
+		t.downLocked(n, Closed, n.fault(nil, fault.TimedOut, "the agent did not start in time"))
+		return false
+	}
+	return true // a link that failed is done, and says why
+}

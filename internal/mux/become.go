@@ -1,0 +1,204 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/become"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+)
+
+// errDialogue is the cause of a dialogue's deadline.
+var errDialogue = errors.New("the become dialogue took too long")
+
+// startByBecome has the parent's agent run the become tool, on a terminal of its own so that tools which insist on one are content,
+// talks to it until the command runs, and makes its stdio the link. Nothing waits for the parent's HELLO.
+func (t *Tree) startByBecome(ctx context.Context, n *node) (peer, error) {
+	b := n.hop.Become
+	spec, err := specOf(b)
+	if err != nil {
+		return nil, n.fault(err, fault.Unsupported, "cannot use a prompt pattern of the become plugin")
+	}
+	stream, err := n.parent.link.Spawn(ctx, &agent.Spawn{Argv: b.Argv, Terminal: agent.ControllingTerminal})
+	if err != nil {
+		return nil, n.fault(err, fault.AgentDied, "cannot start "+b.Method)
+	}
+	rest, err := converse(ctx, stream, b, become.New(spec), func() { t.progress(n, Authenticating) })
+	if err != nil {
+		stream.Close()
+		return nil, n.fault(err, fault.AgentDied, "cannot start "+b.Method)
+	}
+	link, err := t.bootstrap(ctx, n, &prefixConn{Conn: stream.Conn(), prefix: rest})
+	if err != nil {
+		return nil, n.fault(err, fault.AgentDied, "cannot start the agent")
+	}
+	return link, nil
+}
+
+// specOf is what the become plugin said, for the dialogue.
+func specOf(b *hop.Become) (become.Spec, error) {
+	spec := become.Spec{
+		Prompt: b.Prompt, Success: b.Success, WrongPassword: b.WrongPassword, MissingPassword: b.MissingPassword,
+		HasPassword: !b.Password.IsZero(),
+	}
+	for _, p := range b.PromptPatterns {
+		re, err := regexp.Compile("(?i)" + p)
+		if err != nil {
+			return become.Spec{}, err
+		}
+		spec.Patterns = append(spec.Patterns, re)
+	}
+	return spec, nil
+}
+
+// dialogueTimeout is the plugin's, with a default that is only there so that nothing hangs.
+func dialogueTimeout(b *hop.Become) time.Duration {
+	if b.TimeoutSeconds > 0 {
+		return time.Duration(b.TimeoutSeconds) * time.Second
+	}
+	return defaultTimeout
+}
+
+// secretLine is what a tool that asked is sent.
+func secretLine(b *hop.Become) []byte { return append(bytes.Clone(b.Password.Reveal()), '\n') }
+
+// converse feeds d what the tool says on a spawn stream and does what d answers. It returns what followed the success marker.
+func converse(ctx context.Context, s spawned, b *hop.Become, d *become.Dialogue, asked func()) ([]byte, error) {
+	timed, cancel := context.WithTimeoutCause(ctx, dialogueTimeout(b), errDialogue)
+	defer cancel()
+	for {
+		actions, err := listen(timed, s, d)
+		if err != nil {
+			if errors.Is(context.Cause(timed), errDialogue) {
+				if f, ok := d.Timeout().(become.Fail); ok {
+					return nil, refusal(f, b)
+				}
+			}
+			return nil, err
+		}
+		for _, a := range actions {
+			switch a := a.(type) {
+			case become.SendPassword:
+				asked()
+				send := s.Send
+				if a.TTY {
+					send = s.SendTTY
+				}
+				if err := send(timed, secretLine(b)); err != nil {
+					return nil, err
+				}
+			case become.Done:
+				return a.Rest, nil
+			case become.Fail:
+				return nil, refusal(a, b)
+			}
+		}
+	}
+}
+
+// listen waits for the next thing that the tool says.
+func listen(ctx context.Context, s spawned, d *become.Dialogue) ([]become.Action, error) {
+	ev, err := s.Recv(ctx)
+	if errors.Is(err, io.EOF) {
+		return nil, &fault.Error{Kind: fault.AgentDied, Message: "the become tool's stream ended early"}
+	}
+	if err != nil {
+		return nil, err
+	}
+	switch ev.Channel {
+	case agent.Stdout:
+		return d.Feed(become.Stdout, ev.Data), nil
+	case agent.Stderr:
+		return d.Feed(become.Stderr, ev.Data), nil
+	case agent.TTY:
+		return d.Feed(become.TTY, ev.Data), nil
+	case agent.Final:
+		return ended(ev.Result, d)
+	default: // the end of its stdout: the exit code follows
+		return nil, nil
+	}
+}
+
+// ended takes the tool's exit, or the agent's word that there was never anything to exit.
+func ended(r *agent.Result, d *become.Dialogue) ([]become.Action, error) {
+	if r.Failed {
+		e := &fault.Error{Kind: fault.BecomeFailed, Message: "cannot start the become tool", Stderr: fault.Clean([]byte(r.Text))}
+		if r.Failure == agent.FailNotFound {
+			e.Hint = toolHint
+		}
+		return nil, e
+	}
+	return d.Exit(r.ExitCode), nil
+}
+
+const toolHint = "install the become tool on the target, or set become_method or become_exe to one that is there"
+
+// refusal is a failed dialogue as an error: its kind, the tool's own words without the secret, and the remedy.
+func refusal(f become.Fail, b *hop.Become) *fault.Error {
+	text := f.Text
+	if !b.Password.IsZero() { // a terminal may have echoed it
+		text = bytes.ReplaceAll(text, b.Password.Reveal(), []byte("********"))
+	}
+	e := &fault.Error{Stderr: fault.Clean(text)}
+	switch f.Reason {
+	case become.PasswordRequired:
+		e.Kind, e.Message = fault.BecomePasswordRequired, "Missing "+b.Method+" password"
+		e.Hint = "give it (--ask-become-pass, ansible_become_password); a rule that lets some commands run without one must name the shell"
+	case become.PasswordWrong:
+		e.Kind, e.Message = fault.BecomePasswordWrong, "Incorrect "+b.Method+" password"
+		e.Hint = "check the become password of this host"
+	case become.TimedOut:
+		e.Kind = fault.BecomeTimeout
+		e.Message = "Timed out waiting for " + b.Method + " after " + strconv.Itoa(int(dialogueTimeout(b).Seconds())) + " s"
+		e.Hint = "the tool neither ran the command nor asked in the way its become plugin expects; if it is only slow, raise the timeout"
+	default:
+		e.Kind, e.Message = fault.BecomeFailed, b.Method+" refused"
+		if f.Code >= 0 {
+			e.Message += " (exit code " + strconv.Itoa(f.Code) + ")"
+		}
+		if missing(f.Code) {
+			e.Message, e.Hint = "cannot start "+b.Method, toolHint
+		}
+	}
+	return e
+}
+
+// prefixConn is a spawn stream's Conn of which something has been read already. The agent package asks such a Conn for two more
+// methods, so it hands them on.
+type prefixConn struct {
+	agent.Conn
+	prefix []byte
+}
+
+// Read implements agent.Conn.
+func (c *prefixConn) Read(p []byte) (int, error) {
+	if len(c.prefix) > 0 {
+		n := copy(p, c.prefix)
+		c.prefix = c.prefix[n:]
+		return n, nil
+	}
+	return c.Conn.Read(p)
+}
+
+// Tail is the last words on stderr and the terminal.
+func (c *prefixConn) Tail() []byte {
+	if t, ok := c.Conn.(interface{ Tail() []byte }); ok {
+		return t.Tail()
+	}
+	return nil
+}
+
+// Detach ends our side and leaves the agent to its own end.
+func (c *prefixConn) Detach() error {
+	if d, ok := c.Conn.(interface{ Detach() error }); ok {
+		return d.Detach()
+	}
+	return c.Close()
+}

@@ -1,0 +1,135 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+)
+
+// Context is a node held for one request, until Release.
+type Context struct {
+	tree      *Tree
+	node      *node
+	transport Transport // of the SSH account that the path ends at, or that starts plain commands
+	link      peer      // of node; nil if it is a connection
+	end       hop.Hop
+	level     int
+	plain     *hop.Become // the account has no agent: its commands become by themselves, started by node
+	release   sync.Once
+}
+
+// HasAgent reports whether Open and SendBlobs can work.
+func (c *Context) HasAgent() bool { return c.link != nil && c.plain == nil }
+
+// CanExec reports whether Exec can work: the path ends at the SSH account itself, or there is no agent.
+func (c *Context) CanExec() bool { return c.transport != nil || !c.HasAgent() }
+
+// Open is agent.Link.Open.
+func (c *Context) Open(ctx context.Context, r agent.Request) (*agent.Stream, error) {
+	if !c.HasAgent() {
+		return nil, c.noAgent()
+	}
+	s, err := c.link.Open(ctx, r)
+	if err != nil {
+		return nil, c.fault(err, "the agent was lost")
+	}
+	return s, nil
+}
+
+// SendBlobs is agent.Link.SendBlobs.
+func (c *Context) SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) error {
+	if !c.HasAgent() {
+		return c.noAgent()
+	}
+	if err := c.link.SendBlobs(ctx, want, from); err != nil {
+		return c.fault(err, "the agent was lost")
+	}
+	return nil
+}
+
+// Exec starts what plain Ansible would hand to ssh, become wrapper and all, without an agent on the account. Under a become hop it
+// first talks to the tool: the process that it returns begins after the success marker's line.
+func (c *Context) Exec(ctx context.Context, cmd []byte, o ExecOptions) (Process, error) {
+	if !c.CanExec() {
+		return nil, c.fault(&fault.Error{Kind: fault.Unsupported, Message: "a plain command needs an SSH connection"}, "")
+	}
+	p, err := c.start(ctx, cmd, o)
+	if err != nil {
+		return nil, c.fault(err, "cannot start the command")
+	}
+	if c.plain == nil {
+		return p, nil
+	}
+	become, err := becomeProcess(ctx, p, c.plain)
+	if err != nil {
+		return nil, c.fault(err, "cannot start the command")
+	}
+	return become, nil
+}
+
+// start runs cmd on the node itself.
+func (c *Context) start(ctx context.Context, cmd []byte, o ExecOptions) (Process, error) {
+	if c.transport != nil {
+		return c.transport.Exec(ctx, cmd, o)
+	}
+	terminal := agent.NoTerminal
+	switch {
+	case o.TTY:
+		terminal = agent.StdioTerminal
+	case c.plain != nil:
+		terminal = agent.ControllingTerminal
+	}
+	s, err := c.link.Spawn(ctx, &agent.Spawn{Argv: [][]byte{[]byte("/bin/sh"), []byte("-c"), cmd}, Terminal: terminal})
+	if err != nil {
+		return nil, err
+	}
+	return newStreamProcess(s), nil
+}
+
+// Log has f called with what the account's agent logs while the context is held. f must not block, nor call the context.
+func (c *Context) Log(f func(level int, text string)) {
+	c.tree.mu.Lock()
+	defer c.tree.mu.Unlock()
+	c.node.logs[c] = f
+}
+
+// Release gives the context back. A second call does nothing.
+func (c *Context) Release() {
+	c.release.Do(func() {
+		c.tree.mu.Lock()
+		defer c.tree.mu.Unlock()
+		delete(c.node.logs, c)
+		c.tree.releaseLocked(c.node)
+	})
+}
+
+func (c *Context) noAgent() error {
+	return c.fault(&fault.Error{Kind: fault.InterpreterMissing, Message: "the account has no agent"}, "")
+}
+
+func (c *Context) fault(err error, message string) error {
+	if ctxErr, ok := asContextError(err); ok {
+		err = ctxErr
+	}
+	return atHop(err, fault.AgentDied, message, c.level, c.end.Name())
+}
+
+// asContextError makes the end of a request's own context a typed error.
+func asContextError(err error) (error, bool) {
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err, false
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return &fault.Error{Kind: fault.TimedOut, Message: "the time ran out", Cause: err}, true
+	case errors.Is(err, context.Canceled):
+		return &fault.Error{Kind: fault.Cancelled, Message: "the request was cancelled", Cause: err}, true
+	default:
+		return err, false
+	}
+}

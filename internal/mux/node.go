@@ -1,0 +1,142 @@
+package mux
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+)
+
+// role is what a node is in the tree. Each role has its own way of being opened, and nothing else tells them apart.
+type role uint8
+
+const (
+	sshConnection role = iota + 1 // an account reached by SSH, without an interpreter
+	sshAgent                      // an agent on such a connection
+	becomeAgent                   // an agent of another account, spawned by an agent
+	localAgent                    // the controller's own, attached by a run's process
+)
+
+// edge names a node below its parent: equal edges, one node.
+type edge struct {
+	role        role
+	account     hop.Key
+	run         string // local agents belong to one run
+	interpreter string
+}
+
+// node is one context: a prefix of a path, with its link. All but the first block is guarded by Tree.mu.
+type node struct {
+	id      uint64
+	parent  *node // nil for the first of a path
+	root    *node // the first of its path: the target
+	edge    edge
+	hop     hop.Hop
+	level   int // index of the hop in its path
+	opening opening
+
+	state    State
+	refs     int            // contexts, walks and waiters that hold the node
+	lookup   map[edge]*node // children to share; a draining one is no longer in it
+	children map[*node]bool // all that are not ended
+	up       chan struct{}  // closed when the node can be used, and when it never will
+	usable   bool           // up was closed for the first reason
+	err      error          // why it ended
+	cancel   context.CancelCauseFunc
+
+	transport Transport // sshConnection
+	link      peer      // the others
+	hello     agent.Hello
+	slot      bool     // counts among the target's interpreters
+	slots     slots    // of a root
+	tokens    [][]byte // localAgent: what may attach
+	claimed   bool     // localAgent: something did
+
+	runs          map[*runState]bool // runs that used the node and have not ended
+	uses          map[use]bool       // connections: who used it for which inventory name
+	hosts         map[string]bool
+	persist       time.Duration // after the last use
+	persistBecome bool
+	lastUsed      time.Time
+	timer         *time.Timer
+	logs          map[*Context]func(level int, text string)
+}
+
+// use is a run's use of a connection on behalf of an inventory name.
+type use struct{ run, host string }
+
+// opening is what opening a node takes besides the node itself: what the first asker brought.
+type opening struct {
+	run    hop.Run
+	launch func(ctx context.Context, n *node) (opened, error)
+}
+
+// opened is what opening a node gave: one of the two.
+type opened struct {
+	transport Transport
+	link      peer
+}
+
+func (o opened) close() {
+	if o.link != nil {
+		_ = o.link.Close()
+	}
+	if o.transport != nil {
+		_ = o.transport.Close()
+	}
+}
+
+func (o opened) done() <-chan struct{} {
+	if o.link != nil {
+		return o.link.Done()
+	}
+	return o.transport.Done()
+}
+
+func (o opened) err() error {
+	if o.link != nil {
+		return o.link.Err()
+	}
+	return o.transport.Err()
+}
+
+// name says what the node is, for people.
+func (n *node) name() string { return n.hop.Name() }
+
+// fault makes err an error of this node's edge. kind is for errors that have none.
+func (n *node) fault(err error, kind fault.Kind, message string) *fault.Error {
+	return atHop(err, kind, message, n.level, n.name())
+}
+
+// atHop makes err a *fault.Error that says at which hop it happened. The error is shared by all who waited, so it is copied.
+func atHop(err error, kind fault.Kind, message string, level int, name string) *fault.Error {
+	e, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return &fault.Error{Kind: kind, Hop: level, HopName: name, Message: message, Cause: err}
+	}
+	if e.HopName != "" {
+		return e
+	}
+	at := *e
+	at.Hop, at.HopName = level, name
+	return &at
+}
+
+// info describes the node for status; the link's own figures are added without the tree's lock.
+func (n *node) infoLocked() NodeInfo {
+	info := NodeInfo{
+		ID: n.id, Name: n.name(), State: n.state, Python: n.hello.Python, Hosts: slices.Sorted(maps.Keys(n.hosts)),
+	}
+	if n.parent != nil {
+		info.Parent = n.parent.id
+	}
+	if n.refs == 0 && len(n.children) == 0 {
+		info.IdleSince = n.lastUsed
+	}
+	return info
+}

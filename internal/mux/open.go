@@ -1,0 +1,187 @@
+package mux
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+)
+
+const (
+	// agentTimeout is how long an interpreter may take to start, and its agent to say HELLO. It is there so that nothing hangs;
+	// a slow machine must never meet it.
+	agentTimeout = 60 * time.Second
+	// exitTimeout is how long the exit code of an interpreter that did not start may take to follow the end of its output.
+	exitTimeout = 2 * time.Second
+	// slowDial is how long a dial keeps its place in the pool. The pool is there so that a thousand targets do not start their
+	// key exchanges at once; a dial that only waits for a silent host costs nothing and must not keep others from starting.
+	slowDial = time.Second
+)
+
+// openConnection dials the target of an SSH hop.
+func (t *Tree) openConnection(ctx context.Context, n *node) (opened, error) {
+	if err := t.pool.Acquire(ctx, 1); err != nil {
+		return opened{}, context.Cause(ctx)
+	}
+	leave := sync.OnceFunc(func() { t.pool.Release(1) })
+	defer leave()
+	defer time.AfterFunc(slowDial, leave).Stop()
+	t.progress(n, Dialing)
+	transport, err := t.dialer.Dial(ctx, n.hop.SSH, n.opening.run)
+	if err != nil {
+		return opened{}, n.fault(err, fault.Unreachable, "cannot connect")
+	}
+	return opened{transport: transport}, nil
+}
+
+// openAgent starts the agent of an SSH or become hop.
+func (t *Tree) openAgent(ctx context.Context, n *node) (opened, error) {
+	if err := t.takeSlot(ctx, n); err != nil {
+		return opened{}, err
+	}
+	t.progress(n, Dialing)
+	start := t.startByTransport
+	if n.edge.role == becomeAgent {
+		start = t.startByBecome
+	}
+	link, err := start(ctx, n)
+	if err != nil {
+		return opened{}, err
+	}
+	return opened{link: link}, nil
+}
+
+// startByTransport starts an agent on an SSH connection.
+func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
+	name := strings.ReplaceAll(n.opening.run.AgentName, "'", `'\''`)
+	cmd := n.hop.Interpreter + " -c '" + agent.Stage1() + "' '" + name + "'"
+	proc, err := n.parent.transport.Exec(ctx, []byte(cmd), ExecOptions{})
+	if err != nil {
+		return nil, n.fault(err, fault.Unreachable, "cannot start the interpreter")
+	}
+	conn := newProcessConn(proc)
+	link, err := t.bootstrap(ctx, n, conn)
+	if err != nil {
+		return nil, n.fault(conn.explain(err, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
+	}
+	return link, nil
+}
+
+// bootstrap makes a stream on which stage 1 runs, or is about to, into a link, which owns the stream from then on.
+func (t *Tree) bootstrap(ctx context.Context, n *node, conn agent.Conn) (peer, error) {
+	timed, cancel := context.WithTimeoutCause(ctx, agentTimeout,
+		&fault.Error{Kind: fault.TimedOut, Message: "the interpreter did not start in time"})
+	defer cancel()
+	return t.connect(timed, conn, agent.Options{
+		Log: t.log.Named("agent"), Name: n.name(), OnLog: func(level int, text string) { t.logged(n, level, text) },
+	})
+}
+
+// logged hands a LOG frame of n's agent to the contexts that hold n.
+func (t *Tree) logged(n *node, level int, text string) {
+	t.mu.Lock()
+	heard := make([]func(int, string), 0, len(n.logs))
+	for _, f := range n.logs {
+		heard = append(heard, f)
+	}
+	t.mu.Unlock()
+	for _, f := range heard {
+		f(level, text)
+	}
+}
+
+// processConn is a process on a transport as the Conn of a link. It reads stderr all the time, so that the process never stalls
+// on it, and keeps its tail; and it learns the exit code of a process that ended before it was closed.
+type processConn struct {
+	Process
+	drained chan struct{}
+	ended   atomic.Bool // stdout did
+	closing sync.Once
+	closed  error
+	code    int // after Close: the exit code, or -1
+
+	mu   sync.Mutex
+	tail []byte
+}
+
+func newProcessConn(p Process) *processConn {
+	c := &processConn{Process: p, drained: make(chan struct{}), code: -1}
+	go func() {
+		defer close(c.drained)
+		_, _ = io.Copy(stderrTail{c}, p.Stderr())
+	}()
+	return c
+}
+
+// stderrTail is the writer of a processConn's tail.
+type stderrTail struct{ c *processConn }
+
+func (t stderrTail) Write(p []byte) (int, error) {
+	t.c.mu.Lock()
+	defer t.c.mu.Unlock()
+	t.c.tail = append(t.c.tail, p...)
+	if over := len(t.c.tail) - fault.MaxStderr; over > 0 {
+		t.c.tail = append(t.c.tail[:0], t.c.tail[over:]...)
+	}
+	return len(p), nil
+}
+
+// Tail is the last words on stderr, for the link's errors.
+func (c *processConn) Tail() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return bytes.Clone(c.tail)
+}
+
+// Read implements agent.Conn.
+func (c *processConn) Read(p []byte) (int, error) {
+	n, err := c.Process.Read(p)
+	if errors.Is(err, io.EOF) {
+		c.ended.Store(true)
+	}
+	return n, err
+}
+
+// Close implements agent.Conn.
+func (c *processConn) Close() error {
+	c.closing.Do(func() {
+		if c.ended.Load() {
+			c.exited()
+		}
+		c.closed = c.Process.Close()
+		<-c.drained
+	})
+	return c.closed
+}
+
+// exited learns the exit code of a process whose stdout has ended, if it comes in time.
+func (c *processConn) exited() {
+	timer := time.AfterFunc(exitTimeout, func() { _ = c.Process.Close() }) // which ends the wait
+	defer timer.Stop()
+	if code, err := c.Wait(); err == nil {
+		c.code = code
+	}
+}
+
+// explain says better why an agent did not start, by the exit code of its process. The link has closed c.
+func (c *processConn) explain(err error, interpreter string) error {
+	e, ok := errors.AsType[*fault.Error](err)
+	if !ok || e.Kind != fault.AgentDied || !missing(c.code) {
+		return err
+	}
+	said := *e
+	said.Kind, said.Cause = fault.InterpreterMissing, nil
+	said.Message = "cannot start " + interpreter
+	said.Hint = "set ansible_python_interpreter to a Python of the target"
+	return &said
+}
+
+// missing tells by the exit code a command that is not there, or cannot be executed, from one that failed (POSIX).
+func missing(code int) bool { return code == 127 || code == 126 }
