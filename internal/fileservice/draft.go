@@ -1,0 +1,79 @@
+package fileservice
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// draft is a file of the controller that is being written: beside its destination, and in its place only when it is whole.
+type draft struct {
+	file *os.File
+	dest string // with symbolic links followed, as a plain write would
+	mode fs.FileMode
+	over bool // committed or discarded
+}
+
+// newDraft begins one. An existing file keeps its mode; a new one gets 0666 less umask. Both is what sftp's get leaves, as far as the
+// controller alone can tell.
+func newDraft(path string, umask uint32) (*draft, error) {
+	d := &draft{dest: path, mode: fs.FileMode(0o666 &^ (umask & 0o777))}
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		d.dest = real
+	}
+	info, err := os.Lstat(d.dest)
+	switch {
+	case err == nil && info.Mode().IsRegular():
+		d.mode = info.Mode().Perm()
+	case err == nil && info.IsDir():
+		return nil, localFault("write", path, errors.New("is a directory"))
+	case err == nil:
+		return nil, localFault("write", path, errors.New("not a regular file"))
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, localFault("write", path, err)
+	}
+	// CreateTemp opens with O_EXCL and 0600.
+	d.file, err = os.CreateTemp(filepath.Dir(d.dest), ".mitogen-mux-*")
+	if err != nil {
+		return nil, localFault("write", path, err)
+	}
+	return d, nil
+}
+
+func (d *draft) write(p []byte) error {
+	if _, err := d.file.Write(p); err != nil {
+		return localFault("write", d.dest, err)
+	}
+	return nil
+}
+
+// commit puts the file in its place, on disk.
+func (d *draft) commit() error {
+	err := d.file.Chmod(d.mode)
+	if err == nil {
+		err = d.file.Sync()
+	}
+	if err == nil {
+		err = d.file.Close()
+	}
+	if err == nil {
+		err = os.Rename(d.file.Name(), d.dest)
+	}
+	if err != nil {
+		d.discard()
+		return localFault("write", d.dest, err)
+	}
+	d.over = true
+	return nil
+}
+
+// discard removes what commit has not put in its place.
+func (d *draft) discard() {
+	if d.over {
+		return
+	}
+	d.over = true
+	_ = d.file.Close() // perhaps a second time
+	_ = os.Remove(d.file.Name())
+}

@@ -1,0 +1,148 @@
+package fileservice
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+)
+
+const (
+	// MaxInline is the size up to which a file is one message.
+	MaxInline = 32 << 10
+	chunkSize = agent.MaxPayload
+	// progressEvery is how often a large file's Progress is told.
+	progressEvery = 5 * time.Second
+)
+
+// Caller is what this package needs of a node; internal/server makes it of a mux.Context.
+type Caller interface {
+	Open(ctx context.Context, r agent.Request) (*agent.Stream, error)
+	HasAgent() bool
+	Exec(ctx context.Context, cmd []byte, tty bool) (Process, error)
+}
+
+// Process is a command that runs without an agent. Read is its stdout, Write its stdin; Close ends both and unblocks their callers.
+type Process interface {
+	io.ReadWriteCloser
+	CloseWrite() error
+	Stderr() io.Reader
+	Wait() (int, error)
+}
+
+// Body is content that comes in parts: the next one, then io.EOF. A part may be used until the next call.
+type Body func(ctx context.Context) ([]byte, error)
+
+// PutRequest is a file to write on the node.
+type PutRequest struct {
+	Link     string // large files of one link take turns
+	Path     string // of the controller; or
+	Body     Body
+	Dest     []byte
+	Mode     *uint32        // nil: an existing file's, else 0666 less the account's umask
+	Progress func(Progress) // may be nil; called now and then while a large file is moved
+}
+
+// GetRequest is a file to read from the node.
+type GetRequest struct {
+	Link     string
+	Source   []byte
+	Path     string // of the controller
+	Umask    uint32 // for a new file; one that is there keeps its mode
+	Progress func(Progress)
+}
+
+// Progress is how far a transfer has come.
+type Progress struct {
+	Done, Total uint64 // Total is 0 if it is not known
+	Elapsed     time.Duration
+}
+
+// Result is what was moved.
+type Result struct {
+	Size   uint64
+	SHA256 blobcache.Digest
+	Queue  time.Duration // waiting for other large files
+	Wire   time.Duration
+}
+
+// Service moves files. It is safe for concurrent use.
+type Service struct {
+	up, down turns
+}
+
+// New returns a Service.
+func New() *Service { return &Service{} }
+
+// turns lets one holder in at a time for each link, in the order of their asking.
+type turns struct {
+	mu    sync.Mutex
+	links map[string]*turn
+}
+
+type turn struct {
+	one   *semaphore.Weighted // first come, first served
+	users int                 // who hold it or wait; guarded by turns.mu
+}
+
+// take waits for link's turn. release may be called more than once.
+func (t *turns) take(ctx context.Context, link string) (release func(), err error) {
+	t.mu.Lock()
+	if t.links == nil {
+		t.links = map[string]*turn{}
+	}
+	mine, ok := t.links[link]
+	if !ok {
+		mine = &turn{one: semaphore.NewWeighted(1)}
+		t.links[link] = mine
+	}
+	mine.users++
+	t.mu.Unlock()
+
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if mine.users--; mine.users == 0 {
+			delete(t.links, link)
+		}
+	}
+	if err := mine.one.Acquire(ctx, 1); err != nil {
+		leave()
+		return nil, fault.OfContext(ctx)
+	}
+	return sync.OnceFunc(func() {
+		mine.one.Release(1)
+		leave()
+	}), nil
+}
+
+// meter tells a transfer's progress now and then.
+type meter struct {
+	tell    func(Progress)
+	total   uint64
+	done    uint64
+	started time.Time
+	told    time.Time
+}
+
+func newMeter(tell func(Progress), total uint64) *meter {
+	now := time.Now()
+	return &meter{tell: tell, total: total, started: now, told: now}
+}
+
+func (m *meter) add(n int) {
+	m.done += uint64(n)
+	if m.tell == nil {
+		return
+	}
+	if now := time.Now(); now.Sub(m.told) >= progressEvery {
+		m.told = now
+		m.tell(Progress{Done: m.done, Total: m.total, Elapsed: now.Sub(m.started)})
+	}
+}

@@ -1,0 +1,323 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+	"github.com/mitogen-mux/mitogen-mux/internal/moduleexec"
+	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
+)
+
+// jobsService is the service Jobs.
+type jobsService struct {
+	muxv1.UnimplementedJobsServer
+	*Server
+}
+
+// Run serves a request.
+func (s *jobsService) Run(stream runStream) error {
+	return s.serve(stream, func(step) error { return nil })
+}
+
+// serve takes a request, admits its steps by allow, and runs them.
+func (s *Server) serve(stream runStream, allow func(step) error) error {
+	arrived := time.Now()
+	first, err := stream.Recv()
+	if err != nil {
+		if errors.Is(err, io.EOF) {
+			err = invalid("no request came")
+		}
+		return statusOf(stream.Context(), "", err)
+	}
+	in := first.GetRequest()
+	if in == nil {
+		return statusOf(stream.Context(), "", invalid("the first message is not a request"))
+	}
+	admitted, err := s.runs.admit(stream.Context(), in.GetRun())
+	if err != nil {
+		return statusOf(stream.Context(), in.GetHost(), err)
+	}
+	defer admitted.done()
+	r := &request{
+		server:  s,
+		run:     admitted.run,
+		umask:   admitted.umask,
+		host:    in.GetHost(),
+		arrived: arrived,
+		replies: &replies{stream: stream, host: in.GetHost()},
+		bodies:  newBodies(stream, &s.wg),
+	}
+	err = r.serve(admitted.ctx, in, allow)
+	return statusOf(admitted.ctx, in.GetHost(), err)
+}
+
+// request is a request under way.
+type request struct {
+	server  *Server
+	run     hop.Run
+	umask   uint32
+	host    string
+	arrived time.Time
+	replies *replies
+	bodies  *bodies
+
+	path     hop.Path
+	steps    []step
+	payloads []*moduleexec.Pinned // by step, nil for what is no module
+	node     Node
+	outcomes []*moduleexec.Outcome // by step, nil for what was skipped or has failed
+	watched  []bool                // a guard looks into what the step prints
+}
+
+// serve checks everything before anything is run, so that what is wanted (a payload, a local agent, a run) can be brought and the
+// same request sent again.
+func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step) error) error {
+	var err error
+	if err := short(in.GetHost()); err != nil {
+		return err
+	}
+	if r.path, err = r.server.keys.toPath(in.GetPath(), in.GetRun()); err != nil {
+		return err
+	}
+	if r.steps, err = toSteps(in.GetSteps()); err != nil {
+		return err
+	}
+	for _, s := range r.steps {
+		if err := allow(s); err != nil {
+			return err
+		}
+	}
+	defer r.release()
+	if err := r.pin(); err != nil {
+		return err
+	}
+	node, err := r.server.o.Tree.Acquire(ctx, r.run, r.host, r.path)
+	if err != nil {
+		return err
+	}
+	r.node = node
+	node.Log(r.replies.log)
+	err = r.runSteps(ctx)
+	// The log may explain an error: it goes first.
+	if sendErr := r.replies.send(nil); err == nil {
+		err = sendErr
+	}
+	return err
+}
+
+func (r *request) release() {
+	for _, p := range r.payloads {
+		if p != nil {
+			p.Release()
+		}
+	}
+	if r.node != nil {
+		r.node.Release()
+	}
+}
+
+// pin takes hold of all payloads and notes what guards will want to see.
+func (r *request) pin() error {
+	r.payloads = make([]*moduleexec.Pinned, len(r.steps))
+	r.watched = make([]bool, len(r.steps))
+	for i, s := range r.steps {
+		if s.guard != nil && s.guard.NeedsStdout() {
+			r.watched[s.guard.step] = true
+		}
+		if s.module == nil {
+			continue
+		}
+		pinned, err := r.server.o.Payloads.Pin(s.module.payload)
+		if err != nil {
+			return r.at(i, err)
+		}
+		r.payloads[i] = pinned
+	}
+	return nil
+}
+
+// runSteps runs the steps in their order. After an error only steps whose guard says so are run; the first error is the request's.
+func (r *request) runSteps(ctx context.Context) error {
+	r.outcomes = make([]*moduleexec.Outcome, len(r.steps))
+	var failed error
+	queued := time.Since(r.arrived)
+	for i, s := range r.steps {
+		if s.guard == nil && failed != nil {
+			continue
+		}
+		if s.guard != nil && !s.guard.Allows(r.outcomes[s.guard.step]) {
+			if failed == nil {
+				if err := r.reply(&muxv1.StepResult{Step: uint32(i), Skipped: true}); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		result, err := r.runStep(ctx, uint32(i), s)
+		if err != nil {
+			if failed == nil {
+				failed = r.at(i, err)
+			}
+			if ctx.Err() != nil || fault.KindOf(err) == fault.AgentDied {
+				return failed
+			}
+			continue
+		}
+		result.Step = uint32(i)
+		result.Spans.Queue += micros(queued)
+		queued = 0
+		if err := r.reply(result); err != nil {
+			return err
+		}
+	}
+	return failed
+}
+
+func (r *request) reply(result *muxv1.StepResult) error {
+	return r.replies.send(&muxv1.RunReply{Event: &muxv1.RunReply_Result{Result: result}})
+}
+
+// at says at which step and hop an error happened. The error may be shared, so it is copied.
+func (r *request) at(i int, err error) error {
+	e, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err
+	}
+	located := *e
+	located.Step = i
+	if located.HopName == "" && len(r.path) > 0 && located.Kind != fault.PayloadWanted {
+		located.Hop = len(r.path) - 1
+		located.HopName = r.path[located.Hop].Name()
+	}
+	return &located
+}
+
+func (r *request) runStep(ctx context.Context, i uint32, s step) (*muxv1.StepResult, error) {
+	switch {
+	case s.module != nil:
+		module := s.module.module
+		module.Payload = r.payloads[i]
+		return r.runJob(i, func(out *moduleexec.Output) (moduleexec.Result, error) {
+			return moduleexec.RunModule(ctx, moduleCaller{r.node}, &module, out)
+		})
+	case s.command != nil:
+		command := s.command.command
+		if s.command.hasBody {
+			command.Body = r.bodies.of(i)
+		}
+		return r.runJob(i, func(out *moduleexec.Output) (moduleexec.Result, error) {
+			return moduleexec.RunCommand(ctx, moduleCaller{r.node}, &command, out)
+		})
+	case s.put != nil:
+		return r.put(ctx, i, s.put)
+	default:
+		return r.get(ctx, i, s.get)
+	}
+}
+
+func (r *request) runJob(i uint32, run func(*moduleexec.Output) (moduleexec.Result, error)) (*muxv1.StepResult, error) {
+	r.server.jobs.Add(1)
+	keep := 0
+	if r.watched[i] {
+		keep = moduleexec.MaxGuarded
+	}
+	out := moduleexec.NewOutput(keep, func(stdout, stderr []byte) error {
+		return r.replies.send(&muxv1.RunReply{Event: &muxv1.RunReply_Output{Output: &muxv1.Output{Step: i, Stdout: stdout, Stderr: stderr}}})
+	})
+	res, err := run(out)
+	if err != nil {
+		return nil, err
+	}
+	r.outcomes[i] = &moduleexec.Outcome{RC: res.RC, Stdout: out.Kept()}
+	stdout, stderr := out.Rest()
+	return &muxv1.StepResult{
+		Rc:     int32(res.RC),
+		Stdout: stdout,
+		Stderr: stderr,
+		Spans:  &muxv1.Spans{Wire: micros(res.Spans.Wire), Fork: micros(res.Spans.Fork), Module: micros(res.Spans.Job)},
+	}, nil
+}
+
+func (r *request) put(ctx context.Context, i uint32, p *putStep) (*muxv1.StepResult, error) {
+	if err := r.canMoveFiles(); err != nil {
+		return nil, err
+	}
+	in := &fileservice.PutRequest{Link: r.link(), Path: p.path, Dest: p.dest, Mode: p.mode, Progress: r.progress(string(p.dest))}
+	if p.hasBody {
+		in.Body = r.bodies.of(i)
+	}
+	res, err := r.server.o.Files.Put(ctx, fileCaller{r.node}, in)
+	if err != nil {
+		return nil, err
+	}
+	return r.moved(i, &res), nil
+}
+
+func (r *request) get(ctx context.Context, i uint32, g *getStep) (*muxv1.StepResult, error) {
+	if err := r.canMoveFiles(); err != nil {
+		return nil, err
+	}
+	in := &fileservice.GetRequest{Link: r.link(), Source: g.source, Path: g.path, Umask: r.umask, Progress: r.progress(string(g.source))}
+	res, err := r.server.o.Files.Get(ctx, fileCaller{r.node}, in)
+	if err != nil {
+		return nil, err
+	}
+	return r.moved(i, &res), nil
+}
+
+func (r *request) moved(i uint32, res *fileservice.Result) *muxv1.StepResult {
+	r.outcomes[i] = &moduleexec.Outcome{}
+	return &muxv1.StepResult{
+		Size:   res.Size,
+		Sha256: res.SHA256[:],
+		Spans:  &muxv1.Spans{Queue: micros(res.Queue), Wire: micros(res.Wire)},
+	}
+}
+
+// canMoveFiles refuses what has no way: without an agent files go through a shell of the SSH account, which a become tool is not.
+func (r *request) canMoveFiles() error {
+	last := r.path[len(r.path)-1]
+	if r.node.HasAgent() || last.Become == nil {
+		return nil
+	}
+	return &fault.Error{
+		Kind:    fault.InterpreterMissing,
+		Message: "files of this account can only be moved with Python, and no interpreter is known for it",
+		Hint:    "Set ansible_python_interpreter.",
+	}
+}
+
+// link names the connection that the path's bytes go over: that of its first hop.
+func (r *request) link() string { return string(r.path[0].Account[:]) }
+
+// progress tells a client of long transfers, at -v.
+func (r *request) progress(name string) func(fileservice.Progress) {
+	return func(p fileservice.Progress) {
+		r.replies.log(int(muxv1.Log_V), progressText(name, p))
+		_ = r.replies.send(nil) // a client that is gone is noticed by the transfer's context
+	}
+}
+
+func progressText(name string, p fileservice.Progress) string {
+	rate := float64(p.Done) / max(p.Elapsed.Seconds(), 1e-3)
+	line := fmt.Sprintf("%s: %s", name, mebibytes(float64(p.Done)))
+	if p.Total > 0 {
+		line += " of " + mebibytes(float64(p.Total))
+	}
+	line += fmt.Sprintf(", %s/s", mebibytes(rate))
+	if p.Total > p.Done && rate > 0 {
+		left := time.Duration(float64(p.Total-p.Done) / rate * float64(time.Second))
+		line += fmt.Sprintf(", %s left", left.Round(time.Second))
+	}
+	return line
+}
+
+func mebibytes(n float64) string { return fmt.Sprintf("%.1f MiB", n/(1<<20)) }
+
+func micros(d time.Duration) uint64 { return uint64(max(0, d.Microseconds())) }
