@@ -60,7 +60,9 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
-func (b *bench) dial(ctx context.Context) (mux.Transport, error) { return b.dialer.Dial(ctx, b.hop, b.run) }
+func (b *bench) dial(ctx context.Context) (mux.Transport, error) {
+	return b.dialer.Dial(ctx, b.hop, b.run)
+}
 
 // ready dials and runs a command; the error is the first of them.
 func (b *bench) ready(ctx context.Context) error {

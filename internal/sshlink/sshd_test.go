@@ -3,14 +3,18 @@ package sshlink
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 	"github.com/mitogen-mux/mitogen-mux/internal/sshlink/sshtest"
@@ -125,4 +129,139 @@ func TestExec(t *testing.T) {
 			}
 		})
 	}
+}
+
+// program finds a program of OpenSSH, or skips the test.
+func (a *account) program(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Skipf("%s is not installed", name)
+	}
+	return path
+}
+
+// must runs a program in the run's environment.
+func (a *account) must(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Env, cmd.Dir = a.run.Environ, a.run.Cwd
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+	return string(out)
+}
+
+// background runs a program until the test ends.
+func (a *account) background(t *testing.T, name string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd.Env = a.run.Environ
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+}
+
+// waitFor returns when ok holds; the test's own deadline bounds it.
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for !ok() {
+		select {
+		case <-t.Context().Done():
+			t.Fatal("never")
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// TestMuchOutput sends 100 MB both ways at once, on two channels.
+func TestMuchOutput(t *testing.T) {
+	if testing.Short() {
+		t.Skip("moves 400 MB")
+	}
+	link := startAccount(t, "").dial(t)
+	const size = 100 << 20
+	failed := make(chan error, 2)
+	for range 2 {
+		go func() {
+			failed <- func() error {
+				p, err := link.Exec(t.Context(), []byte("cat"), mux.ExecOptions{})
+				if err != nil {
+					return err
+				}
+				defer func() { _ = p.Close() }()
+				sent := make(chan error, 1)
+				go func() {
+					_, err := io.CopyN(p, zeros{}, size)
+					if err == nil {
+						err = p.CloseWrite()
+					}
+					sent <- err
+				}()
+				n, err := io.Copy(io.Discard, p)
+				if err != nil || n != size {
+					return fmt.Errorf("%d bytes back: %w", n, err)
+				}
+				if err := <-sent; err != nil {
+					return err
+				}
+				_, err = p.Wait()
+				return err
+			}()
+		}()
+	}
+	for range 2 {
+		if err := <-failed; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestServerDies: a real server that is killed is noticed by all who wait.
+func TestServerDies(t *testing.T) {
+	a := startAccount(t, "")
+	link := a.dial(t)
+	p, err := link.Exec(t.Context(), []byte("echo ready; cat"), mux.ExecOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(p, make([]byte, len("ready\n"))); err != nil {
+		t.Fatal(err)
+	}
+	a.DropAll()
+	_, err = p.Wait()
+	typed(t, err, fault.AgentDied)
+	<-link.Done()
+	_ = p.Close()
+}
+
+func TestForcedCommand(t *testing.T) {
+	link := startAccount(t, "ForceCommand echo forced: $SSH_ORIGINAL_COMMAND").dial(t)
+	if got := output(t, link, "true", "", mux.ExecOptions{}); got.stdout != "forced: true\n" {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestRealMaxSessions(t *testing.T) {
+	link := startAccount(t, "MaxSessions 2").dial(t)
+	var all sync.WaitGroup
+	for range 6 {
+		all.Go(func() {
+			p, err := link.Exec(t.Context(), []byte("echo x"), mux.ExecOptions{})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = p.Close() }()
+			if out, err := io.ReadAll(p); string(out) != "x\n" {
+				t.Errorf("got %q, %v", out, err)
+			}
+			if code, err := p.Wait(); code != 0 || err != nil {
+				t.Errorf("got %d, %v", code, err)
+			}
+		})
+	}
+	all.Wait()
 }

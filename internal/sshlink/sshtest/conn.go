@@ -28,7 +28,9 @@ type stream struct {
 	closed  chan struct{}
 }
 
-func newStream() *stream { return &stream{packets: make(chan packet, 4096), closed: make(chan struct{})} }
+func newStream() *stream {
+	return &stream{packets: make(chan packet, 4096), closed: make(chan struct{})}
+}
 
 func (s *stream) close() { s.once.Do(func() { close(s.closed) }) }
 
@@ -99,7 +101,8 @@ func (e *end) Close() error {
 	return nil
 }
 
-func (*end) LocalAddr() net.Addr              { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1} }
+func (*end) LocalAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1} }
+
 func (*end) RemoteAddr() net.Addr             { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 2), Port: 22} }
 func (*end) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
 func (*end) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
