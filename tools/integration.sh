@@ -12,17 +12,13 @@ results=${RESULTS:-.cache/results/integration}
 mkdir -p "$results"
 
 cores=() newest=
-for core in "${@:-2.16 2.17 2.18 2.19 2.20 2.21}"; do
-    for one in $core; do
-        if why=$(tools/venv.sh "$one"); then
-            cores+=("$one") newest=$one
-        else
-            code=$?
-            echo "integration $one: skipped: $why"
-            [ $code = 77 ] || exit 1
-            echo "$why" >"$results/integration-$one.skipped"
-        fi
-    done
+for core in ${*:-2.16 2.17 2.18 2.19 2.20 2.21}; do
+    why=$(tools/venv.sh "$core")
+    case $? in
+    0) cores+=("$core") newest=$core ;;
+    77) echo "$why" >"$results/integration-$core.skipped" ;;
+    *) exit 1 ;;
+    esac
 done
 
 failed=0

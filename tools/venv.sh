@@ -22,6 +22,7 @@ gen) min=8 max=12 packages="grpcio-tools==1.65.5 setuptools<81" ;;
 *) echo "venv.sh: no environment is called $name" >&2; exit 2 ;;
 esac
 case $name in
+2.16) packages="$packages h2==4.1.0 protobuf==5.26.1 -r tools/test-requirements.txt" ;; # the oldest that the plugins take
 2.*) packages="$packages -r ansible_plugins/requirements.txt -r tools/test-requirements.txt" ;;
 esac
 

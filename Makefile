@@ -1,0 +1,50 @@
+# What people and CI call. The steps of check, test and matrix are in tools/tier.py.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+CORES := 2.16 2.17 2.18 2.19 2.20 2.21
+N ?= 50
+
+.PHONY: help build gen check test matrix bench demo flake venvs fmt clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## bin/mitogen-mux, static
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.stamp=$$(tools/version.sh)" -o bin/mitogen-mux ./cmd/mitogen-mux
+
+gen: ## the code made from proto/
+	tools/gen.sh
+
+check: build ## lint, race, unit tests: before every commit, under 2 minutes
+	@python3 tools/tier.py check
+
+test: build ## every test, on the oldest and the newest ansible-core, a few on the others: at most 25 minutes
+	@python3 tools/tier.py test
+
+matrix: build ## everything on every ansible-core
+	@python3 tools/tier.py matrix
+
+bench: build ## times and counts against plain Ansible
+	bench/run.sh
+
+demo: ## one playbook, plain and through mitogen-mux, and what each cost; installs what it needs
+	demo/run.sh
+
+flake: build ## every unit test N=50 times
+	@python3 tools/tier.py flake $(N)
+
+venvs: ## .venv-2.16 to .venv-2.21, as far as this machine has a Python for them
+	@for core in $(CORES); do tools/venv.sh $$core || [ $$? = 77 ] || exit 1; done
+
+fmt: ## format everything
+	@tools/venv.sh tools
+	go tool -modfile=tools/go.mod gofumpt -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+	.venv-tools/bin/ruff format --quiet .
+	.venv-tools/bin/ruff check --quiet --fix .
+
+clean: ## remove all that these commands have made
+	rm -rf bin .cache .venv*
+	find . -name __pycache__ -o -name .pytest_cache -o -name .mypy_cache -o -name .ruff_cache | xargs -r rm -rf

@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""Runs a tier of checks and tests, all of it even where something fails, and ends with one line of numbers.
+
+    tools/tier.py check|test|matrix
+    tools/tier.py flake N      every Go and Python unit test N times
+
+A runner of tests counts its tests, any other step counts as one. A step that fails without a failed test counts as one too, so that the
+numbers never look better than the exit code. Every skip is named with its reason.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / '.cache' / 'results'
+GO_TOOL = ('go', 'tool', '-modfile=tools/go.mod')
+CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21')
+CROSS = ('linux/amd64', 'linux/arm64', 'darwin/amd64', 'darwin/arm64')
+PYTHON_CODE = ('ansible_plugins', 'internal/agent', 'tests', 'tools', 'demo')
+
+
+@dataclasses.dataclass
+class Numbers:
+    """What one step came to."""
+
+    passed: int = 0
+    failed: int = 0
+    skips: list[str] = dataclasses.field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f'{self.passed} passed, {self.failed} failed, {len(self.skips)} skipped'
+
+
+class Tier:
+    """Steps, one after the other, and their numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.results = RESULTS / name
+        self.steps: list[tuple[str, Numbers]] = []
+        shutil.rmtree(self.results, ignore_errors=True)
+        self.results.mkdir(parents=True)
+
+    def check(self, name: str, *argv: str, env: dict[str, str] | None = None, quiet: bool = False) -> None:
+        """A step that succeeds or not; a quiet one must print nothing."""
+        with Step(self, name) as numbers:
+            done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **(env or {})}, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            ok = done.returncode == 0 and not (quiet and done.stdout.strip())
+            numbers.passed, numbers.failed = int(ok), int(not ok)
+            if not ok:
+                print(done.stdout.rstrip())
+
+    def go_test(self, name: str, *args: str) -> None:
+        """``go test``, of which the failures are shown."""
+        with Step(self, name) as numbers:
+            run = subprocess.Popen(('go', 'test', '-json', *args), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            assert run.stdout is not None
+            said: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
+            parents: set[tuple[str, str]] = set()
+            for line in run.stdout:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    print(line, end='')
+                    continue
+                self._go_event(event, said, parents, numbers)
+            if run.wait() != 0 and not numbers.failed:
+                numbers.failed = 1
+
+    @staticmethod
+    def _go_event(event: dict[str, str], said: dict[tuple[str, str], list[str]], parents: set[tuple[str, str]], numbers: Numbers) -> None:
+        package, test = event.get('Package', event.get('ImportPath', '')), event.get('Test', '')
+        key = (package, test)
+        match event['Action']:
+            case 'run':
+                parents.add((package, test.rpartition('/')[0]))
+            case 'output' | 'build-output':
+                said[key].append(event['Output'])
+            case 'fail':
+                print(''.join(said[key]), end='')
+                numbers.failed += bool(test) and key not in parents
+            case 'pass':
+                numbers.passed += bool(test) and key not in parents
+            case 'skip' if test:
+                reason = ''.join(line for line in said[key] if not line.startswith(('=== ', '--- '))).split(': ', 1)[-1].strip()
+                numbers.skips.append(f'{package.rpartition("/")[2]} {test}: {reason}')
+            case 'build-fail':
+                print(''.join(said[key]), end='')
+        if event['Action'] in ('pass', 'fail', 'skip'):
+            said.pop(key, None)
+
+    def pytest(self, name: str, venv: str, *args: str) -> None:
+        """pytest in a virtual environment."""
+        with Step(self, name) as numbers:
+            if why := make_venv(venv):
+                numbers.skips.append(f'{name}: {why}')
+                return
+            report = self.results / f'{name.replace(" ", "-")}.xml'
+            code = subprocess.run((f'.venv-{venv}/bin/python', '-m', 'pytest', '-q', f'--junitxml={report}', *args), cwd=ROOT, check=False).returncode
+            read_junit(report, numbers)
+            if code != 0 and not numbers.failed:
+                numbers.failed = 1
+
+    def integration(self, depth: str) -> None:
+        """tests/integration on every core."""
+        with Step(self, 'integration') as numbers:
+            folder = self.results / 'integration'
+            code = subprocess.run(('tools/integration.sh', depth), cwd=ROOT, env={**os.environ, 'RESULTS': str(folder)}, check=False).returncode
+            for report in sorted(folder.glob('*.xml')):
+                read_junit(report, numbers)
+            for skipped in sorted(folder.glob('*.skipped')):
+                numbers.skips.append(f'{skipped.stem}: {skipped.read_text().strip()}')
+            if code != 0 and not numbers.failed:
+                numbers.failed = 1
+
+    def end(self) -> int:
+        """Prints the numbers; returns the exit code."""
+        total = Numbers()
+        print(f'\n== {self.name}: numbers')
+        for name, numbers in self.steps:
+            print(f'{name:32} {numbers}')
+            total.passed += numbers.passed
+            total.failed += numbers.failed
+            total.skips += numbers.skips
+        for skip in total.skips:
+            print(f'skipped: {skip}')
+        print(total, flush=True)
+        (self.results / 'numbers').write_text(f'{total}\n')
+        return int(total.failed > 0 or total.passed == 0)
+
+
+class Step:
+    """Announces a step, times it, keeps its numbers."""
+
+    def __init__(self, tier: Tier, name: str) -> None:
+        self.tier, self.name, self.numbers = tier, name, Numbers()
+
+    def __enter__(self) -> Numbers:
+        print(f'== {self.name}', flush=True)
+        self.start = time.monotonic()
+        return self.numbers
+
+    def __exit__(self, *_: object) -> None:
+        print(f'   {self.numbers} ({time.monotonic() - self.start:.0f} s)', flush=True)
+        self.tier.steps.append((self.name, self.numbers))
+
+
+def make_venv(name: str) -> str:
+    """Returns why there is none, if there is a reason; other failures end the program."""
+    done = subprocess.run(('tools/venv.sh', name), cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in (0, 77):
+        sys.exit(f'cannot make .venv-{name}')
+    return done.stdout.strip() if done.returncode else ''
+
+
+def newest_core() -> str:
+    """The newest core that this machine can run."""
+    for core in reversed(CORES):
+        if not make_venv(core):
+            return core
+    sys.exit('no ansible-core can be installed here')
+
+
+def read_junit(report: pathlib.Path, numbers: Numbers) -> None:
+    """Adds what pytest wrote down."""
+    if not report.exists():
+        return
+    for case in xml.etree.ElementTree.parse(report).iter('testcase'):
+        name = f'{case.get("classname", "")} {case.get("name", "")}'
+        if case.find('failure') is not None or case.find('error') is not None:
+            numbers.failed += 1
+        elif (skip := case.find('skipped')) is not None:
+            numbers.skips.append(f'{name}: {skip.get("message", "")}')
+        else:
+            numbers.passed += 1
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Files of the project, without what is generated."""
+    listed = subprocess.run(('git', 'ls-files', '-co', '--exclude-standard', '--', *patterns), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [f for f in listed.splitlines() if not f.endswith(('.pb.go', '_pb2.py', '_pb2.pyi')) and (ROOT / f).exists()]
+
+
+def check(tier: Tier) -> None:
+    """What must hold before every commit."""
+    tier.check('gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True)
+    tier.check('generated code', 'tools/gen.sh', '--check')
+    tier.check('golangci-lint', *GO_TOOL, 'golangci-lint', 'run', './...')
+    for target in CROSS:
+        system, _, machine = target.partition('/')
+        tier.check(f'build {target}', 'go', 'build', '-o', os.devnull, './cmd/...', env={'GOOS': system, 'GOARCH': machine, 'CGO_ENABLED': '0'})
+    make_venv('tools')
+    code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
+    tier.check('ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code)
+    tier.check('ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code)
+    tier.check('mypy', '.venv-tools/bin/mypy')
+    tier.check('vermin', '.venv-tools/bin/vermin', '--quiet', '--no-tips', '--target=2.7', '--target=3.6', '--violations', *tracked('internal/agent/*.py'))
+    tier.go_test('go test -short', '-race', '-short', './...')
+    tier.pytest('agent', 'tools', 'tests/agent', '-m', 'not slow')
+    tier.pytest('plugins', newest_core(), 'tests/plugins', '-m', 'not slow')
+
+
+def units(tier: Tier, cores: tuple[str, ...]) -> None:
+    """Every test but those of the whole chain."""
+    tier.go_test('go test', '-race', './...')
+    tier.pytest('agent', 'tools', 'tests/agent')
+    for core in cores:
+        tier.pytest(f'plugins {core}', core, 'tests/plugins')
+
+
+def main(argv: list[str]) -> int:
+    match argv:
+        case ['check']:
+            tier = Tier('check')
+            check(tier)
+        case ['test']:
+            tier = Tier('test')
+            units(tier, ('2.16', newest_core()))
+            tier.integration('test')
+        case ['matrix']:
+            tier = Tier('matrix')
+            check(tier)
+            units(tier, CORES)
+            tier.integration('matrix')
+        case ['flake', count] if count.isdigit():
+            tier = Tier('flake')
+            tier.go_test('go test', '-race', f'-count={count}', './...')
+            for n in range(int(count)):
+                tier.pytest(f'agent {n + 1}', 'tools', 'tests/agent')
+                tier.pytest(f'plugins {n + 1}', newest_core(), 'tests/plugins')
+        case _:
+            sys.exit(__doc__)
+    return tier.end()
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
