@@ -1,6 +1,10 @@
 package moduleexec
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+)
 
 // MaxInline is how many bytes of output a step's result may carry; what comes before goes ahead of it in parts.
 const MaxInline = 64 << 10
@@ -25,7 +29,7 @@ func NewOutput(keep int, emit func(stdout, stderr []byte) error) *Output {
 	return &Output{emit: emit, keep: keep}
 }
 
-// AddStdout takes the next bytes of stdout. An error is emit's, and final.
+// AddStdout takes the next bytes of stdout. An error is emit's, as a *fault.Error, and final.
 func (o *Output) AddStdout(p []byte) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -38,7 +42,7 @@ func (o *Output) AddStdout(p []byte) error {
 	return o.spillLocked()
 }
 
-// AddStderr takes the next bytes of stderr. An error is emit's, and final.
+// AddStderr takes the next bytes of stderr. An error is emit's, as a *fault.Error, and final.
 func (o *Output) AddStderr(p []byte) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -48,7 +52,9 @@ func (o *Output) AddStderr(p []byte) error {
 
 func (o *Output) spillLocked() error {
 	if o.emitErr == nil && len(o.stdout)+len(o.stderr) > MaxInline {
-		o.emitErr = o.emit(o.stdout, o.stderr)
+		if err := o.emit(o.stdout, o.stderr); err != nil {
+			o.emitErr = &fault.Error{Kind: fault.Cancelled, Message: "nobody reads the job's output", Cause: err}
+		}
 		o.stdout, o.stderr = o.stdout[:0], o.stderr[:0]
 	}
 	return o.emitErr
