@@ -269,7 +269,9 @@ func TestEmptyInterpreter(t *testing.T) {
 			t.Error("the become agent was not found")
 		}
 		c.Release()
+		time.Sleep(time.Second)
 		acquire(t, tree, run("r1"), "h1", sshHop("h1", "py3.9")).Release()
+		synctest.Wait()
 		c = acquire(t, tree, run("r1"), "h1", plain...)
 		if c.node.edge.interpreter != "py3.9" {
 			t.Errorf("not the agent that was used last: %q", c.node.edge.interpreter)
