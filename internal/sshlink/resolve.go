@@ -15,29 +15,32 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/singleflight"
-
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 )
 
 // resolver finds the configuration for a hop by asking `ssh -G`, and remembers the answers.
 type resolver struct {
-	flight singleflight.Group
 	mu     sync.Mutex
-	known  map[string]answer
+	known  map[string]*config // by all that an answer depends on
+	asking map[string]*question
 }
 
-// answer is one configuration with what it depends on.
-type answer struct {
-	cfg   *config
-	stamp string // of the configuration files, when it was asked for
+// question is an `ssh -G` that runs. The last of its askers to leave ends it.
+type question struct {
+	askers int
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed once cfg and err are there
+	cfg    *config
+	err    error
 }
 
 // maxAnswers bounds the memory of answers; a run over more targets asks again.
 const maxAnswers = 4096
 
-func newResolver() *resolver { return &resolver{known: make(map[string]answer)} }
+func newResolver() *resolver {
+	return &resolver{known: make(map[string]*config), asking: make(map[string]*question)}
+}
 
 // resolve returns what ssh would do for h. The result is shared: nobody changes it.
 func (r *resolver) resolve(ctx context.Context, h *hop.SSH, p *place) (*config, error) {
@@ -66,39 +69,63 @@ func (r *resolver) ask(ctx context.Context, p *place, executable string, args []
 	if volatile {
 		parts = append(parts, "\x00run", p.run.ID)
 	}
-	name := strings.Join(parts, "\x00")
+	name := strings.Join(append(parts, "\x00", stamp), "\x00")
 	r.mu.Lock()
-	known, ok := r.known[name]
-	r.mu.Unlock()
-	if ok && known.stamp == stamp {
-		return known.cfg, nil
+	if known, ok := r.known[name]; ok {
+		r.mu.Unlock()
+		return known, nil
 	}
-	result := r.flight.DoChan(name+"\x00"+stamp, func() (any, error) {
-		// The asker who came first may leave; the answer is for all who wait, so its bound is its own.
-		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), askTimeout, errTimeout)
-		defer cancel()
-		c, err := ask(ctx, p, executable, args, host)
-		if err != nil {
-			return nil, err
-		}
+	q := r.asking[name]
+	if q == nil {
+		q = r.start(name, func(ctx context.Context) (*config, error) { return ask(ctx, p, executable, args, host) })
+	}
+	q.askers++
+	r.mu.Unlock()
+
+	select {
+	case <-q.done:
+		return q.cfg, q.err
+	case <-ctx.Done():
+	}
+	r.mu.Lock()
+	q.askers--
+	last := q.askers == 0
+	if last && r.asking[name] == q {
+		delete(r.asking, name)
+	}
+	r.mu.Unlock()
+	if last {
+		q.cancel(context.Cause(ctx))
+		<-q.done
+	}
+	return nil, ctxFault(ctx, "Reading the SSH configuration of "+host)
+}
+
+// start runs ask for all who come while it runs; r.mu is held.
+func (r *resolver) start(name string, ask func(context.Context) (*config, error)) *question {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	q := &question{cancel: cancel, done: make(chan struct{})}
+	r.asking[name] = q
+	go func() {
+		defer close(q.done)
+		defer cancel(nil)
+		ctx, stop := context.WithTimeoutCause(ctx, askTimeout, errTimeout)
+		defer stop()
+		q.cfg, q.err = ask(ctx)
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		if r.asking[name] == q {
+			delete(r.asking, name)
+		}
+		if q.err != nil {
+			return
+		}
 		if len(r.known) >= maxAnswers {
 			clear(r.known)
 		}
-		r.known[name] = answer{c, stamp}
-		return c, nil
-	})
-	select {
-	case got := <-result:
-		if got.Err != nil {
-			return nil, got.Err
-		}
-		c, _ := got.Val.(*config)
-		return c, nil
-	case <-ctx.Done():
-		return nil, ctxFault(ctx, "Reading the SSH configuration of "+host)
-	}
+		r.known[name] = q.cfg
+	}()
+	return q
 }
 
 // standard is what this ssh does without any configuration, to tell its defaults from choices. It is asked once a program.
@@ -202,12 +229,16 @@ func plainConfig(h *hop.SSH, p *place) *config {
 	return c
 }
 
-// onlyMoot reports whether args say nothing that matters here: compression and the control connection of Ansible's defaults.
+// onlyMoot reports whether args say nothing that matters here: compression and the control connection of Ansible's defaults,
+// verbosity, and terminals, which are Exec's business.
 func onlyMoot(args []string) bool {
 	for i := 0; i < len(args); i++ {
 		option := ""
 		switch arg := args[i]; {
-		case arg == "-C":
+		case arg == "-F" && i+1 < len(args) && args[i+1] == "none":
+			i++
+			continue
+		case len(arg) > 1 && arg[0] == '-' && strings.Trim(arg[1:], "CqTtv") == "":
 			continue
 		case arg == "-o" && i+1 < len(args):
 			i++
