@@ -3,6 +3,7 @@ package sshlink
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,8 +23,8 @@ import (
 // resolver finds the configuration for a hop by asking `ssh -G`, and remembers the answers.
 type resolver struct {
 	mu     sync.Mutex
-	known  map[string]*config // by all that an answer depends on
-	asking map[string]*question
+	known  map[[32]byte]*config // by all that an answer depends on
+	asking map[[32]byte]*question
 }
 
 // question is an `ssh -G` that runs. The last of its askers to leave ends it.
@@ -39,7 +40,7 @@ type question struct {
 const maxAnswers = 4096
 
 func newResolver() *resolver {
-	return &resolver{known: make(map[string]*config), asking: make(map[string]*question)}
+	return &resolver{known: make(map[[32]byte]*config), asking: make(map[[32]byte]*question)}
 }
 
 // resolve returns what ssh would do for h. The result is shared: nobody changes it.
@@ -69,7 +70,7 @@ func (r *resolver) ask(ctx context.Context, p *place, executable string, args []
 	if volatile {
 		parts = append(parts, "\x00run", p.run.ID)
 	}
-	name := strings.Join(append(parts, "\x00", stamp), "\x00")
+	name := sha256.Sum256([]byte(strings.Join(append(parts, "\x00", stamp), "\x00")))
 	r.mu.Lock()
 	if known, ok := r.known[name]; ok {
 		r.mu.Unlock()
@@ -102,7 +103,7 @@ func (r *resolver) ask(ctx context.Context, p *place, executable string, args []
 }
 
 // start runs ask for all who come while it runs; r.mu is held.
-func (r *resolver) start(name string, ask func(context.Context) (*config, error)) *question {
+func (r *resolver) start(name [32]byte, ask func(context.Context) (*config, error)) *question {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	q := &question{cancel: cancel, done: make(chan struct{})}
 	r.asking[name] = q
