@@ -25,8 +25,8 @@ type registry struct {
 	mu        sync.Mutex // guards all below, and the runs
 	byID      map[string]*run
 	byProcess map[process]*run
-	draining  bool // no new run
-	stopping  bool // no new request either
+	draining  bool // leave with the last run; until then new ones are welcome, for a second installation may still start them
+	stopping  bool // no new run and no new request
 	requests  int  // under way
 }
 
@@ -63,7 +63,7 @@ func (r *registry) attach(p process, core string, settings hop.Run) (string, err
 		known.hop, known.core = settings, core
 		return known.id, nil
 	}
-	if r.draining {
+	if r.stopping {
 		return "", errDraining()
 	}
 	wait, err := p.watch()
@@ -120,7 +120,7 @@ func (r *registry) lookUp(id string) (hop.Run, error) {
 }
 
 func (r *registry) unknownLocked() error {
-	if r.draining {
+	if r.stopping {
 		return errDraining()
 	}
 	return errRunUnknown()
@@ -159,7 +159,7 @@ func (r *registry) admit(parent context.Context, id string) (admission, error) {
 	}}, nil
 }
 
-// drain refuses new runs from now on, and returns how many are attached.
+// drain makes the daemon leave with its last run, and returns how many are attached.
 func (r *registry) drain() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()

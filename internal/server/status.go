@@ -74,11 +74,12 @@ func nodeMessage(n *mux.NodeInfo) *muxv1.GetStatusReply_Node {
 	return m
 }
 
-// Stop ends the daemon. While runs are attached, and unless it is forced, it is refused, but no new run is taken from then on, and the
-// daemon leaves with its last one: that is how a newer version sends an older one away.
+// Stop ends the daemon. While runs are attached, and unless it is forced, it is refused, and the daemon leaves with its last run, warm
+// nodes or not: that is how another version sends this one away. New runs are served until then: where two installations are used by
+// turns, a run of this one must not find that its daemon neither serves it nor makes room for another.
 func (s *statusService) Stop(_ context.Context, in *muxv1.StopRequest) (*muxv1.StopReply, error) {
 	if attached := s.runs.drain(); attached > 0 && !in.GetForce() {
-		message := attachedText(attached) + ": the daemon takes no new ones and leaves after the last"
+		message := attachedText(attached) + ": the daemon leaves after the last"
 		return nil, withDetail(codes.FailedPrecondition, &muxv1.Error{
 			Kind: muxv1.Error_DRAINING, Message: message, Hint: "To end them now: mitogen-mux stop --force.",
 		}, message)
