@@ -2,7 +2,7 @@ package agent
 
 import (
 	"bytes"
-	_ "embed"
+	"embed"
 	"strings"
 	"sync"
 
@@ -12,13 +12,16 @@ import (
 )
 
 var (
-	//go:embed agent.py
-	agentPy []byte
+	//go:embed agent*.py
+	agentPy embed.FS
 	//go:embed stage1.py
 	stage1Py string
 	//go:embed stage1_local.py
 	stage1LocalPy string
 )
+
+// sections is the agent in the order that agent.py gives.
+var sections = []string{"agent_frames.py", "agent_payload.py", "agent_child.py", "agent_streams.py", "agent_jobs.py", "agent.py"}
 
 // Stage1 returns the argument of `python -c` that starts an agent on its stdio; the agent's name follows it.
 func Stage1() string { return oneLine(stage1Py) }
@@ -43,7 +46,15 @@ var source = sync.OnceValue(func() []byte {
 	var b bytes.Buffer
 	w, err := zlib.NewWriterLevel(&b, zlib.BestCompression)
 	if err == nil {
-		_, err = w.Write(agentPy)
+		for _, section := range sections {
+			text, missing := agentPy.ReadFile(section)
+			if missing != nil {
+				panic("agent: " + missing.Error()) // embedded above
+			}
+			if _, err = w.Write(text); err != nil {
+				break
+			}
+		}
 	}
 	if err == nil {
 		err = w.Close()
@@ -54,7 +65,7 @@ var source = sync.OnceValue(func() []byte {
 	return b.Bytes()
 })
 
-// Source returns the agent as stage 1 reads it: agent.py, compressed. Nobody may change it.
+// Source returns the agent as stage 1 reads it: its sections as one text, compressed. Nobody may change it.
 func Source() []byte { return source() }
 
 var sourceDigest = sync.OnceValue(func() blobcache.Digest { return blobcache.Sum(source()) })

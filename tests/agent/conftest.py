@@ -66,9 +66,16 @@ def one_line(name):
     return 'exec("""' + ''.join(line.replace('\\', '\\\\') + '\\n' for line in lines) + '""")'
 
 
+SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_streams.py', 'agent_jobs.py', 'agent.py']
+
+
 def source_text():
-    with open(os.path.join(ROOM, 'agent.py'), 'rb') as f:
-        return f.read()
+    """The agent as it is shipped."""
+    text = b''
+    for name in SECTIONS:
+        with open(os.path.join(ROOM, name), 'rb') as f:
+            text += f.read()
+    return text
 
 
 def record(*fields):

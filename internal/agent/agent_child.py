@@ -1,0 +1,159 @@
+"""What a forked child does between the fork and its exit: a module as AnsiballZ's wrapper would run it, or another program.
+
+A section of the agent; see agent.py. It knows nothing of links and streams.
+"""
+import errno
+import os
+import signal
+import sys
+import time
+
+
+def enter(environ, added, cwd, nofile):
+    """Makes the child's surroundings what a new process of the account would find."""
+    before = dict(os.environ)
+    decode_name = os.fsdecode if PY3 else bytes
+    if environ:
+        os.environ.clear()
+    for entry in environ + added:
+        name, _, value = entry.partition(b'=')
+        os.environ[decode_name(name)] = decode_name(value)
+    changed = set(name for name in ('TZ', 'LANG', 'LC_ALL', 'LC_CTYPE') if os.environ.get(name) != before.get(name))
+    if 'TZ' in changed:
+        time.tzset()
+    if PY3 and changed - set(['TZ']):
+        import locale
+        try:
+            locale.setlocale(locale.LC_CTYPE, '')   # as Python 3 does when it starts
+        except locale.Error:
+            pass
+    try:
+        if cwd:
+            os.chdir(cwd)
+        os.getcwd()
+    except OSError:
+        try:
+            os.chdir(os.path.expanduser('~'))
+        except OSError:
+            os.chdir('/')
+    if nofile:
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = nofile if hard == resource.RLIM_INFINITY else min(hard, nofile)
+        try:
+            if wanted != soft:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except ValueError:
+            pass    # some systems lie about their hard limit
+
+
+def refresh(resolver):
+    """What a fork shares and new processes would not: the state of random generators and the resolver's configuration."""
+    if sys.version_info < (3, 7):   # newer ones reseed by themselves
+        if 'random' in sys.modules:
+            sys.modules['random'].seed()
+        if 'ssl' in sys.modules:
+            sys.modules['ssl'].RAND_add(os.urandom(32), 32.0)
+    if resolver:
+        resolver()
+
+
+def find_resolver():
+    """res_init, where the C library reads resolv.conf but once: glibc before 2.26."""
+    try:
+        version = os.confstr('CS_GNU_LIBC_VERSION').split()[1].split('.')
+        if (int(version[0]), int(version[1])) >= (2, 26):
+            return None
+    except (AttributeError, IndexError, OSError, ValueError):
+        pass    # not told: ask the library itself
+    try:
+        import ctypes
+        return getattr(ctypes.CDLL(None), '__res_init')
+    except (AttributeError, ImportError, OSError):
+        return None
+
+
+def execute(argv):
+    """Becomes the program argv; as a shell would, says on stderr why it cannot."""
+    for name in ('SIGPIPE', 'SIGXFZ', 'SIGXFSZ'):   # Python ignores these, and a program would inherit it
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as e:
+        os.write(2, argv[0] + b': ' + to_bytes(os.strerror(e.errno)) + b'\n')
+        return 127 if e.errno == errno.ENOENT else 126
+
+
+def run_module(payload, params, importer):
+    """What AnsiballZ's wrapper does once its zip is on sys.path."""
+    from importlib import import_module
+    sys.path.insert(0, importer.root)
+    sys.path_importer_cache.pop(importer.root, None)
+    sys.argv[:] = ['']      # as of a program on stdin; runpy makes it the module's file
+    if hasattr(sys, 'orig_argv'):
+        sys.orig_argv = [sys.executable]
+    importer.main = sys.modules['__main__']     # Python 2 empties a module that nobody holds
+    sys.modules['__main__'] = type(sys)('__main__')
+    if payload.loader:
+        run = import_module(payload.loader).run_module
+        known = run.__code__.co_varnames[:run.__code__.co_argcount + run.__code__.co_kwonlyargcount]
+        given = dict(json_params=params, profile=payload.profile, module_fqn=payload.module, modlib_path=importer.root, extensions={})
+        return run(**dict((name, given[name]) for name in given if name in known))
+    import runpy
+    import_module('ansible.module_utils.basic')._ANSIBLE_ARGS = params
+    runpy.run_module(payload.module, dict(_module_fqn=payload.module, _modlib_path=importer.root), '__main__', True)
+    print('{"msg": "New-style module did not handle its own exit", "failed": true}')
+    sys.exit(1)
+
+
+def complain():
+    """Reports the exception in flight as the interpreter would, without the agent's frames."""
+    kind, value, trace = sys.exc_info()
+    while trace and trace.tb_frame.f_code.co_filename == complain.__code__.co_filename:
+        trace = trace.tb_next
+    if PY3:
+        value.__traceback__ = trace
+    sys.excepthook(kind, value, trace)
+
+
+def wind_down():
+    """The first steps of the interpreter's own exit: threads, then exit functions."""
+    import atexit
+    steps = [atexit._run_exitfuncs]
+    if 'threading' in sys.modules:
+        steps.insert(0, sys.modules['threading']._shutdown)
+    for step in steps:
+        try:
+            step()
+        except BaseException:
+            complain()
+
+
+def interpret(run):
+    """Calls run as the interpreter runs a program, up to the end of its output; returns the exit status."""
+    code = 0
+    try:
+        run()
+    except SystemExit as e:
+        code = e.code
+    except KeyboardInterrupt:
+        complain()
+        code = 128 + signal.SIGINT
+    except BaseException:
+        complain()
+        code = 1
+    if not PY3:
+        sys.exc_clear()
+    if code is None:
+        code = 0
+    elif not isinstance(code, int):
+        sys.stderr.write('%s\n' % (code,))
+        code = 1
+    wind_down()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            code = code or 120
+    return code & 0xff

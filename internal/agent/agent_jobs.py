@@ -1,0 +1,206 @@
+"""Streams that are jobs, forked children of the agent: module, command and spawn.
+
+A section of the agent; see agent.py.
+"""
+import mmap
+import os
+import signal
+
+REPORT_SIZE = 8388608   # room for the code a job compiled; pages that are not used cost nothing
+
+
+class Job(Stream):
+    """A forked child in a session of its own."""
+
+    stays = True    # the agent outlives its link for it
+    pid = status = stdin = tty = None
+
+    def launch(self, run, stdin=True, patient=False):
+        """Forks the child, which calls run() for its exit status. Its stdin is fed by the stream, or at its end."""
+        opened = []
+
+        def pair(make):
+            opened.extend(make())
+            return opened[-2:]
+        try:
+            master, slave = pair(os.openpty) if self.terminal else (None, None)
+            if self.terminal == 'stdio':
+                stdio, plan, feed = (slave, slave, slave), [(master, DATA)], os.dup(master)
+                opened.append(feed)
+            else:
+                read, feed = pair(os.pipe) if stdin else (self.agent.nothing, None)
+                out, out_end = pair(os.pipe)
+                err, err_end = pair(os.pipe)
+                stdio, plan = (read, out_end, err_end), [(out, DATA), (err, ERR)]
+            if self.terminal == 'controlling':
+                plan.append((master, TTY))
+            self.pid = os.fork()
+        except OSError as e:
+            for fd in opened:
+                os.close(fd)
+            raise Failure('fork', os.strerror(e.errno))
+        if self.pid == 0:
+            self.agent.turn_into(run, stdio, slave)
+        self.forked = clock()
+        self.agent.jobs[self.pid] = self
+        for fd in set(opened) - set([feed] + [fd for fd, _ in plan]):
+            os.close(fd)
+        if feed is not None:
+            self.stdin = Sink(self, feed)
+        if self.terminal == 'controlling':
+            self.tty = Sink(self, os.dup(master))
+        self.open = self.sources = [Source(self, fd, kind, patient) for fd, kind in plan]
+
+    def data(self, kind, payload):
+        (self.tty if kind == TTY else self.stdin).write(payload)
+
+    def exhausted(self, source):
+        self.open = [other for other in self.open if other is not source]
+        self.conclude()
+
+    def exited(self, status, usage):
+        """The child has been waited for."""
+        self.status = status
+        self.usage = usage
+        self.ran = clock() - self.forked
+        self.conclude()
+
+    def conclude(self):
+        """RESULT, once the child has ended and whoever else had its output has closed it: what sshd would wait for."""
+        if self.status is None or self.done or (self.open and not self.agent.lost):
+            return
+        for source in self.sources:
+            source.flush()
+        code = os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else 128 + os.WTERMSIG(self.status)
+        cpu = self.usage.ru_utime + self.usage.ru_stime
+        self.finish((4, code), (5, int((self.forked - self.opened) * 1e6)), (6, int(self.ran * 1e6)), (7, int(cpu * 1e6)),
+                    (8, self.usage.ru_maxrss))
+
+    def abort(self, kind, text=''):
+        self.stays = False
+        if self.pid:
+            self.kill(os.killpg)
+            if self.status is None:     # it may not have its group yet
+                self.kill(os.kill)
+        Stream.abort(self, kind, text)
+
+    def kill(self, how):
+        try:
+            how(self.pid, signal.SIGKILL)
+        except OSError:
+            pass    # gone, or of another account: the end of its stdin is what that one gets
+
+    def lose(self):
+        if not (self.pid and self.stays):
+            return self.release()
+        for sink in (self.stdin, self.tty):
+            if sink:
+                sink.close()
+        for source in self.sources:
+            source.update()     # to read and throw away
+
+    def release(self):
+        for end in self.sources + [self.stdin, self.tty]:
+            if end:
+                end.close()
+
+
+class Module(Job):
+    report = None
+
+    def start(self, record):
+        self.fields = unpack(record, (1, 2, 3, 5, 7, 8), (4, 6))
+        self.params = [self.fields[2]]
+        if self.fields[8] == b'1':
+            self.accepts = (DATA,)      # the rest of the params
+        else:
+            self.run()
+
+    def data(self, kind, payload):
+        self.params.append(payload)
+        self.took(len(payload))
+
+    def end(self):
+        if self.accepts:
+            self.opened = clock()
+            self.run()
+
+    def run(self):
+        agent, fields = self.agent, self.fields
+        params, self.params = b''.join(self.params), None
+        nofile = int(fields[7] or 0)
+        self.payload = payload = agent.payload(fields[1])
+        agent.prepare(payload)
+        keep = not payload.real and agent.agrees(payload)
+        if not payload.warm:
+            self.report = mmap.mmap(-1, REPORT_SIZE)
+
+        def child():
+            enter(fields[6], fields[4], fields[5], nofile)
+            refresh(agent.resolver)
+            if not keep:
+                agent.unload()
+            agent.importer.use(payload)
+            del agent.importer.compiled[:]
+            pid = os.getpid()
+            code = interpret(lambda: run_module(payload, params, agent.importer))
+            if self.report and pid == os.getpid():
+                agent.importer.write_report(self.report)
+            return code
+        self.launch(child, stdin=False, patient=True)
+
+    def exited(self, status, usage):
+        if self.report:
+            self.payload.warm = not self.agent.importer.read_report(self.report) and os.WIFEXITED(status)
+            self.report.close()
+            self.report = None
+        Job.exited(self, status, usage)
+
+
+class Command(Job):
+    accepts = (DATA,)
+
+    def start(self, record):
+        fields = unpack(record, (2, 5), (1, 6))
+        if not fields[1]:
+            raise Failure('bad-request', 'no argv')
+        self.terminal = 'stdio' if fields[2] == b'1' else None
+
+        def child():
+            enter(fields[6], [], fields[5], 0)
+            return execute(fields[1])
+        self.launch(child)
+
+    def end(self):
+        if self.terminal:
+            self.stdin.write(b'\4\4')   # end of file to a reader, whether a line has begun or not
+        else:
+            self.stdin.end()
+
+
+class Spawn(Job):
+    accepts = (DATA,)
+    stays = False       # it has a link of its own, which ends with ours
+
+    def start(self, record):
+        fields = unpack(record, (2,), (1,))
+        terminals = {b'': None, b'0': None, b'1': 'controlling', b'2': 'stdio'}
+        if not fields[1] or fields[2] not in terminals:
+            raise Failure('bad-request', 'no argv, or no such terminal')
+        self.terminal = terminals[fields[2]]
+        if self.terminal == 'controlling':
+            self.accepts = (DATA, TTY)
+        self.launch(lambda: execute(fields[1]))
+
+    def end(self):
+        if self.terminal == 'stdio':
+            self.release()      # hangs up: a raw terminal knows no other end
+            self.open = []
+            self.conclude()
+        else:
+            self.stdin.end()
+
+    def exhausted(self, source):
+        if source.kind == DATA:
+            self.agent.send(END, self.number)
+        Job.exhausted(self, source)

@@ -1,0 +1,199 @@
+"""What a module is made of: a manifest's files, imported from blobs in memory as plain Ansible would import them from its zip.
+
+A section of the agent; see agent.py. It knows nothing of links and jobs.
+"""
+import errno
+import marshal
+import os
+import sys
+
+
+class Payload(object):
+    """A manifest: the files of one module."""
+
+    def __init__(self, text):
+        self.module = self.loader = self.profile = self.real = None
+        self.root = self.fd = None  # its zip, if it has a real one: path and descriptor
+        self.preload = []
+        self.files = []             # (path, digest), in order
+        self.names = {}             # full module name: (path, digest, whether it is a package)
+        self.warm = False           # a job found all the code it wanted compiled
+        for line in text.decode('utf-8').strip(u'\n').split(u'\n'):
+            field, value = [part if PY3 else part.encode('utf-8') for part in line.split(u'\t', 1)]
+            if field == 'file':
+                path, digest = value.split('\t')
+                self.add(path, bytes(bytearray.fromhex(digest)))
+            elif field == 'preload':
+                self.preload.append(value)
+            elif field in ('module', 'loader', 'profile', 'real'):
+                setattr(self, field, value)
+            else:
+                raise Failure('bad-request', 'a manifest has the field %r' % field)
+        if not self.module:
+            raise Failure('bad-request', 'a manifest names no module')
+
+    def add(self, path, digest):
+        self.files.append((path, digest))
+        if path.endswith('/__init__.py'):
+            self.names[path[:-12].replace('/', '.')] = (path, digest, True)
+        elif path.endswith('.py'):
+            self.names[path[:-3].replace('/', '.')] = (path, digest, False)
+
+    def materialise(self, blobs):
+        """Leaves a zip of the files, as plain Ansible's, where other processes of this account can read it."""
+        import io
+        import zipfile
+        self.fd, self.root = nameless_file()
+        out = io.BytesIO()
+        archive = zipfile.ZipFile(out, 'w')
+        for path, digest in self.files:
+            archive.writestr(zipfile.ZipInfo(path), blobs[digest])
+        archive.writestr(zipfile.ZipInfo('sitecustomize.py'), 'import sys\nsys.path.insert(0, "%s")\n' % self.root)
+        archive.close()
+        write_all(self.fd, out.getvalue())
+
+
+def nameless_file():
+    """A file in memory without a name, which /proc lets others of this account open: (descriptor, path). Where there is none of
+    this, a temporary file without a name; without /proc it keeps its name until the agent exits."""
+    proc = os.path.isdir('/proc/self/fd')
+    fd, name = -1, None
+    if proc:
+        try:
+            if hasattr(os, 'memfd_create'):
+                fd = os.memfd_create('ansible_payload', 0)
+            else:
+                import ctypes
+                fd = ctypes.CDLL(None).memfd_create(b'ansible_payload', 0)
+        except (AttributeError, ImportError, OSError):
+            pass
+    if fd < 0:
+        import tempfile
+        folders = ['/dev/shm', os.environ.get('XDG_RUNTIME_DIR', '/run'), '/run', tempfile.gettempdir()]
+        folder = [folder for folder in folders if os.access(folder, os.W_OK)] + folders[3:]
+        fd, name = tempfile.mkstemp('.zip', 'ansible_payload_', folder[0])
+        if proc:
+            os.unlink(name)
+        else:
+            import atexit
+            atexit.register(os.unlink, name)
+    return fd, '/proc/%d/fd/%d' % (os.getpid(), fd) if proc else name
+
+
+def write_all(fd, data):
+    data = memoryview(data)
+    while data:
+        data = data[os.write(fd, data):]
+
+
+class Importer(object):
+    """Finder and loader of the payload in use. Its root is an entry of sys.path, as the path of the zip is in plain Ansible."""
+
+    def __init__(self, blobs):
+        self.blobs = blobs
+        secret = ''.join('%02x' % byte for byte in bytearray(os.urandom(8)))     # nobody can put a file there
+        self.virtual = '%s/ansible_payload_%s/ansible_payload.zip' % (os.environ.get('TMPDIR') or '/tmp', secret)
+        self.codes = {}         # (file name, digest): code object
+        self.compiled = []      # keys of the above that this process added
+        self.root = self.virtual
+        self.names = {}
+        self.digests = {}
+
+    def use(self, payload):
+        self.root = payload.root or self.virtual
+        self.names = payload.names
+        self.digests = dict(payload.files)
+
+    def hook(self, path):
+        """The entry of sys.path_hooks."""
+        if path == self.root or path.startswith(self.root + '/'):
+            return self
+        raise ImportError('not a payload')
+
+    def find_spec(self, name, target=None):
+        if name not in self.names:
+            return None
+        from importlib.util import spec_from_file_location
+        where = self.get_filename(name)
+        package = [os.path.dirname(where)] if self.is_package(name) else None
+        return spec_from_file_location(name, where, loader=self, submodule_search_locations=package)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(self.get_code(module.__name__), module.__dict__)
+
+    def find_module(self, name, path=None):
+        """find_spec of Python 2."""
+        return self if name in self.names else None
+
+    def load_module(self, name):
+        """create_module and exec_module of Python 2."""
+        module = sys.modules.setdefault(name, type(sys)(name))
+        module.__file__ = self.get_filename(name)
+        module.__loader__ = self
+        module.__package__ = name if self.is_package(name) else name.rpartition('.')[0]
+        if self.is_package(name):
+            module.__path__ = [os.path.dirname(module.__file__)]
+        try:
+            exec(self.get_code(name), module.__dict__)
+        except BaseException:
+            sys.modules.pop(name, None)
+            raise
+        return sys.modules[name]
+
+    def entry(self, name):
+        if name not in self.names:
+            raise ImportError('the payload has no module %s' % name)
+        return self.names[name]
+
+    def is_package(self, name):
+        return self.entry(name)[2]
+
+    def get_filename(self, name):
+        return self.root + '/' + self.entry(name)[0]
+
+    def get_code(self, name):
+        key = (self.get_filename(name), self.entry(name)[1])
+        if key not in self.codes:
+            self.codes[key] = compile(self.get_data(key[0]), key[0], 'exec', dont_inherit=True)
+            self.compiled.append(key)
+        return self.codes[key]
+
+    def get_source(self, name):
+        source = self.get_data(self.get_filename(name))
+        if PY3:
+            from importlib.util import decode_source
+            return decode_source(source)
+        return source.replace(b'\r\n', b'\n')
+
+    def get_data(self, path):
+        digest = self.digests.get(path[len(self.root) + 1:])
+        if digest not in self.blobs:
+            raise IOError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return self.blobs[digest]
+
+    def get_resource_reader(self, name):
+        """Only payloads with a real zip want resources, and zipimport knows how."""
+        import zipimport
+        return zipimport.zipimporter(self.root).get_resource_reader(name)
+
+    def forget(self, digests):
+        for key in [key for key in self.codes if key[1] in digests]:
+            del self.codes[key]
+
+    # A job compiles what it is the first to import, and leaves the code to the agent in memory that both share.
+
+    def write_report(self, report):
+        data = marshal.dumps([(key, self.codes[key]) for key in self.compiled])
+        if self.compiled and len(data) <= len(report) - NUMBER.size:
+            report[NUMBER.size:NUMBER.size + len(data)] = data
+            report[:NUMBER.size] = NUMBER.pack(len(data))   # last: a job may be killed between the two
+
+    def read_report(self, report):
+        """Says whether there was any."""
+        length, = NUMBER.unpack(report[:NUMBER.size])
+        if length:
+            self.codes.update(marshal.loads(report[NUMBER.size:NUMBER.size + length]))
+        return length > 0

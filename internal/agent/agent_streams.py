@@ -1,0 +1,375 @@
+"""Streams of the link, and those of them that are transfers: put, get, blobs. Nothing here blocks or holds more than a window.
+
+A section of the agent; see agent.py.
+"""
+import binascii
+import errno
+import fcntl
+import hashlib
+import os
+import select
+import stat
+import time
+import zlib
+
+clock = getattr(time, 'monotonic', time.time)
+
+READ_SIZE = 65536       # bytes of one read; less than a quarter of the window, so that what is held back never stops the credit
+HIGH_WATER = 262144     # bytes waiting for the link beyond which no source is read
+
+
+def unblocking(fd):
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
+    return fd
+
+
+class Source(object):
+    """A descriptor whose bytes go up on a stream, as frames of one kind."""
+
+    def __init__(self, stream, fd, kind, patient=False):
+        self.stream = stream
+        self.fd = fd
+        self.kind = kind
+        self.patient = patient      # keeps small output until the stream's owner asks for it
+        self.held = b''
+        self.watched = False
+        self.update()
+
+    def update(self):
+        """Reads only what can be sent: there is credit, and the link is not behind."""
+        if self.fd is None:
+            return
+        agent = self.stream.agent
+        wanted = agent.lost or (self.stream.credit > 0 and agent.waiting < HIGH_WATER)
+        if wanted and not self.watched:
+            agent.watch(self.fd, select.POLLIN, self.ready)
+            agent.paused.discard(self)
+        elif self.watched and not wanted:
+            agent.unwatch(self.fd)
+        if not wanted:
+            agent.paused.add(self)
+        self.watched = wanted
+
+    def ready(self):
+        self.stream.agent.guard(self.stream, self.read)
+
+    def read(self):
+        stream = self.stream
+        try:
+            data = os.read(self.fd, READ_SIZE if stream.agent.lost else min(READ_SIZE, stream.credit))
+        except OSError as e:
+            if e.errno in (errno.EAGAIN, errno.EINTR):
+                return
+            if e.errno != errno.EIO or not stream.terminal:     # so ends a terminal
+                raise
+            data = b''
+        if not stream.agent.lost:
+            stream.credit -= len(data)
+            self.held = self.held + data if self.held else data
+            if not self.patient or len(self.held) >= READ_SIZE or stream.credit <= 0:
+                self.flush()
+        if data:
+            return self.update()
+        stream.last_look(self)
+        self.close()
+        stream.exhausted(self)
+
+    def flush(self):
+        if self.held:
+            self.stream.produced(self.kind, self.held)
+            self.held = b''
+
+    def close(self):
+        if self.fd is not None:
+            if self.watched:
+                self.stream.agent.unwatch(self.fd)
+            self.stream.agent.paused.discard(self)
+            os.close(self.fd)
+            self.fd = None
+
+
+class Sink(object):
+    """A descriptor that takes what comes down on a stream, in its own time."""
+
+    def __init__(self, stream, fd):
+        self.stream = stream
+        self.fd = unblocking(fd)
+        self.held = bytearray()     # at most a window
+        self.ending = False
+        self.watched = False
+
+    def write(self, data):
+        self.held += data
+        if not self.watched:
+            self.ready()
+
+    def end(self):
+        self.ending = True
+        if not self.watched:
+            self.ready()
+
+    def ready(self):
+        try:
+            while self.held and self.fd is not None:
+                n = os.write(self.fd, bytes(self.held[:READ_SIZE]))
+                del self.held[:n]
+                self.stream.took(n)
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EINTR):
+                self.close()
+        if self.fd is None:     # nobody reads it any more
+            self.stream.took(len(self.held))
+            del self.held[:]
+        elif bool(self.held) != self.watched:
+            self.watched = not self.watched
+            if self.watched:
+                self.stream.agent.watch(self.fd, select.POLLOUT, self.ready)
+            else:
+                self.stream.agent.unwatch(self.fd)
+        if self.ending and not self.held:
+            self.close()
+
+    def close(self):
+        if self.fd is not None:
+            if self.watched:
+                self.stream.agent.unwatch(self.fd)
+                self.watched = False
+            os.close(self.fd)
+            self.fd = None
+
+
+class Stream(object):
+    """One stream of the link, from its OPEN to its RESULT."""
+
+    accepts = ()        # which of DATA and TTY the daemon may send
+    terminal = None     # 'stdio' or 'controlling', of jobs that have one
+
+    def __init__(self, agent, number):
+        self.agent = agent
+        self.number = number
+        self.credit = WINDOW        # bytes we may send
+        self.allowance = WINDOW     # bytes the daemon may send
+        self.owed = 0               # bytes taken and not yet given back as credit
+        self.ended = False          # no more DATA will come
+        self.done = False           # RESULT is sent
+        self.opened = clock()
+        self.sources = []
+
+    def start(self, record):
+        raise NotImplementedError
+
+    def frame(self, kind, payload):
+        """A frame of the daemon on this stream."""
+        if kind == CREDIT:
+            self.credit += NUMBER.unpack(payload)[0]
+            for source in self.sources:
+                source.update()
+        elif kind == CANCEL:
+            raise Failure('cancelled')
+        elif kind == END and not self.ended:
+            self.ended = True
+            self.end()
+        elif kind in self.accepts and not (kind == DATA and self.ended) and len(payload) <= self.allowance:
+            self.allowance -= len(payload)
+            self.data(kind, payload)
+        else:
+            raise ProtocolError('a frame of type %d and %d bytes on stream %d, which may not have it' % (kind, len(payload), self.number))
+
+    def data(self, kind, payload):
+        """DATA or TTY has come; say took() when it is consumed."""
+        raise NotImplementedError
+
+    def end(self):
+        """No more DATA will come."""
+
+    def took(self, n):
+        self.owed += n
+        if self.owed >= WINDOW // 4 and not self.done:
+            self.agent.send(CREDIT, self.number, NUMBER.pack(self.owed))
+            self.allowance += self.owed
+            self.owed = 0
+
+    def produced(self, kind, data):
+        """A source has data."""
+        self.agent.send(kind, self.number, data)
+
+    def last_look(self, source):
+        """A source has come to its end and is still open."""
+
+    def exhausted(self, source):
+        """A source has come to its end and is closed."""
+
+    def finish(self, *fields):
+        """Sends RESULT, the last frame."""
+        if not self.done:
+            self.done = True
+            self.release()
+            self.agent.send(RESULT, self.number, pack(*fields))
+            del self.agent.streams[self.number]
+
+    def abort(self, kind, text=''):
+        """It cannot go on, or shall not."""
+        self.finish((1, 1), (2, kind), (3, to_bytes(text)[:MAX_TEXT]))
+
+    def lose(self):
+        """The link has ended."""
+        self.release()
+
+    def release(self):
+        """Gives back what the stream holds: on success, on failure, and when the link ends."""
+        for source in self.sources:
+            source.close()
+
+
+class Put(Stream):
+    """A file comes: written beside its destination, moved there when it is whole."""
+
+    accepts = (DATA,)
+    fd = None
+
+    def start(self, record):
+        fields = unpack(record, (1, 2, 3, 4))
+        self.path = os.path.realpath(fields[1])     # a link is followed, as open() would
+        self.size = self.left = int(fields[2] or 0)
+        self.digest = fields[4]
+        self.trailer = b''
+        self.hash = hashlib.sha256()
+        self.mode = 0o666 & ~self.agent.umask
+        self.owner = self.look()
+        if fields[3]:
+            self.mode = int(fields[3])
+        self.temporary = os.path.join(os.path.dirname(self.path), b'.mitogen-mux.' + binascii.hexlify(os.urandom(8)))
+        self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+
+    def look(self):
+        """Takes the mode of a file that is there already, and returns its owner. Refuses what open() would, and what it would not
+        have replaced."""
+        try:
+            there = os.stat(self.path)
+        except OSError as e:
+            if e.errno == errno.ENOENT:
+                return None
+            raise
+        if stat.S_ISDIR(there.st_mode):
+            raise Failure('io', os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(there.st_mode):
+            raise Failure('io', 'Not a regular file')
+        if not os.access(self.path, os.W_OK):
+            raise Failure('io', os.strerror(errno.EACCES))
+        self.mode = stat.S_IMODE(there.st_mode)
+        return there.st_uid, there.st_gid
+
+    def data(self, kind, payload):
+        body, rest = payload[:self.left], payload[self.left:]
+        write_all(self.fd, body)
+        self.hash.update(body)
+        self.left -= len(body)
+        self.trailer += rest
+        if len(self.trailer) > (0 if self.digest else 32):
+            raise Failure('bad-request', 'more bytes than were announced')
+        self.took(len(payload))
+
+    def end(self):
+        if self.left:
+            raise Failure('changed', 'only %d of %d bytes came' % (self.size - self.left, self.size))
+        if self.hash.digest() != (self.digest or self.trailer):
+            raise Failure('digest', 'the bytes that came are not those that were sent')
+        mine = os.fstat(self.fd)
+        if self.owner and self.owner != (mine.st_uid, mine.st_gid):
+            try:
+                os.fchown(self.fd, *self.owner)
+            except OSError:
+                pass    # only root may: then the new file is ours
+        os.fchmod(self.fd, self.mode)
+        os.fsync(self.fd)
+        os.rename(self.temporary, self.path)
+        self.temporary = None
+        try:
+            folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError:
+            pass    # not every folder can be read, not every file system knows this
+        self.finish((9, self.size), (10, self.hash.digest()))
+
+    def release(self):
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+            try:
+                if self.temporary:
+                    os.unlink(self.temporary)
+            except OSError:
+                pass    # somebody else was quicker, or the disk has gone
+
+
+class Get(Stream):
+    """A file goes."""
+
+    def start(self, record):
+        fd = os.open(unpack(record, (1,))[1], os.O_RDONLY | os.O_NONBLOCK)
+        self.before = os.fstat(fd)
+        if not stat.S_ISREG(self.before.st_mode):
+            os.close(fd)
+            raise Failure('io', os.strerror(errno.EISDIR) if stat.S_ISDIR(self.before.st_mode) else 'Not a regular file')
+        self.size = 0
+        self.hash = hashlib.sha256()
+        self.sources = [Source(self, fd, DATA)]
+
+    def produced(self, kind, data):
+        self.size += len(data)
+        self.hash.update(data)
+        self.agent.send(kind, self.number, data)
+
+    def last_look(self, source):
+        after = os.fstat(source.fd)
+        same = all(getattr(self.before, name) == getattr(after, name) for name in ('st_size', 'st_mtime', 'st_ctime'))
+        if not same or self.size != (after.st_size or self.size):   # files of /proc say 0
+            raise Failure('changed', 'the file changed while it was read')
+
+    def exhausted(self, source):
+        self.agent.send(END, self.number)
+        self.finish((9, self.size), (10, self.hash.digest()))
+
+
+class Blobs(Stream):
+    """Blobs come, in one zlib stream."""
+
+    accepts = (DATA,)
+
+    def start(self, record):
+        self.inflate = zlib.decompressobj()
+        self.buffer = bytearray()
+
+    def data(self, kind, payload):
+        self.took(len(payload))
+        try:
+            while payload:
+                self.buffer += self.inflate.decompress(payload, WINDOW)
+                payload = self.inflate.unconsumed_tail
+                self.keep()
+        except zlib.error as e:
+            raise Failure('bad-request', e)
+
+    def keep(self):
+        """Takes whole blobs off the buffer."""
+        at = 0
+        while len(self.buffer) - at >= 36:
+            end = at + 36 + NUMBER.unpack(bytes(self.buffer[at + 32:at + 36]))[0]
+            if end > len(self.buffer):
+                break
+            digest, blob = bytes(self.buffer[at:at + 32]), bytes(self.buffer[at + 36:end])
+            if hashlib.sha256(blob).digest() != digest:
+                raise Failure('digest', 'a blob is not what its name says')
+            self.agent.blobs[digest] = blob
+            at = end
+        del self.buffer[:at]
+
+    def end(self):
+        self.buffer += self.inflate.flush()
+        self.keep()
+        if self.buffer:
+            raise Failure('bad-request', 'a blob is cut short')
+        self.finish()
