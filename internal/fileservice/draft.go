@@ -5,17 +5,21 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // draft is a file of the controller that is being written: beside its destination, and in its place only when it is whole.
 type draft struct {
 	file *os.File
-	dest string // with symbolic links followed, as a plain write would
+	dest string      // with symbolic links followed, as a plain write would
+	old  fs.FileInfo // of the file that is there; nil if there is none
 	mode fs.FileMode
 	over bool // committed or discarded
 }
 
-// newDraft begins one. An existing file keeps its mode; a new one gets 0666 less umask. Both is what sftp's get leaves, as far as the
+// newDraft begins one. An existing file keeps its owner and mode, and must be writable; a new one gets 0666 less umask. Both is what sftp's get leaves, as far as the
 // controller alone can tell.
 func newDraft(path string, umask uint32) (*draft, error) {
 	d := &draft{dest: path, mode: fs.FileMode(0o666 &^ (umask & 0o777))}
@@ -25,7 +29,10 @@ func newDraft(path string, umask uint32) (*draft, error) {
 	info, err := os.Lstat(d.dest)
 	switch {
 	case err == nil && info.Mode().IsRegular():
-		d.mode = info.Mode().Perm()
+		d.old, d.mode = info, info.Mode().Perm()
+		if err := unix.Access(d.dest, unix.W_OK); err != nil {
+			return nil, localFault("write", path, err)
+		}
 	case err == nil && info.IsDir():
 		return nil, localFault("write", path, errors.New("is a directory"))
 	case err == nil:
@@ -50,6 +57,12 @@ func (d *draft) write(p []byte) error {
 
 // commit puts the file in its place, on disk.
 func (d *draft) commit() error {
+	if d.old != nil {
+		if st, ok := d.old.Sys().(*syscall.Stat_t); ok {
+			// Only root can, and only root has need to; before the mode, of which it may take bits away.
+			_ = d.file.Chown(int(st.Uid), int(st.Gid))
+		}
+	}
 	err := d.file.Chmod(d.mode)
 	if err == nil {
 		err = d.file.Sync()

@@ -1,7 +1,6 @@
 package fileservice
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -26,8 +25,9 @@ const putScript = `d=$1 t=$2; ` +
 	`[ -d "$d" ] && { echo "$d: Is a directory" >&2; exit 1; }; ` +
 	`[ -e "$d" ] && [ ! -f "$d" ] && { echo "$d: not a regular file" >&2; exit 1; }; ` +
 	`while [ -L "$d" ]; do l=$(readlink "$d") || exit 1; case $l in /*) d=$l ;; *) d=${d%/*}/$l ;; esac; t=$d.$5; done; ` +
+	`[ -e "$d" ] && [ ! -w "$d" ] && { echo "$d: Permission denied" >&2; exit 1; }; ` +
 	`(umask 077; set -C; : >"$t") || exit 1; ` +
-	`trap 'rm -f "$t"' EXIT; trap 'exit 1' HUP INT TERM; ` +
+	`trap 'rm -f "$t"' EXIT; trap 'exit 1' HUP INT TERM PIPE; ` +
 	`if [ -z "$4" ] && [ -f "$d" ]; then cp -p "$d" "$t" || exit 1; fi; ` +
 	`cat >"$t" || exit 1; ` +
 	`[ $(wc -c <"$t") -eq "$3" ] || { echo "$d: the content was cut short" >&2; exit 1; }; ` +
@@ -63,21 +63,31 @@ func putPlain(ctx context.Context, c Caller, r *PutRequest, src *source) (Result
 	if r.Mode != nil {
 		mode = strconv.FormatUint(uint64(*r.Mode&0o7777), 8)
 	}
-	hash := sha256.New()
+	hash, progress := sha256.New(), newMeter(r.Progress, src.size)
 	feed := func(w io.Writer) error {
-		var from io.Reader = bytes.NewReader(src.small)
-		if src.file != nil {
-			from = src.file
+		w = io.MultiWriter(w, hash)
+		if src.file == nil {
+			_, err := w.Write(src.small)
+			return err
 		}
-		// LimitReader, for the file may have grown.
-		n, err := io.CopyBuffer(onlyWriter{io.MultiWriter(w, hash)}, io.LimitReader(from, int64(src.size)), make([]byte, chunkSize))
-		if err == nil && uint64(n) < src.size {
-			err = src.changed()
+		buffer := make([]byte, chunkSize)
+		for left := src.size; left > 0; {
+			chunk := buffer[:min(left, chunkSize)]
+			if err := src.readChunk(chunk); err != nil {
+				return err
+			}
+			if left -= uint64(len(chunk)); left == 0 {
+				// Before the last chunk goes, for with it the far side has all it wants.
+				if err := src.checkUnchanged(); err != nil {
+					return err
+				}
+			}
+			if _, err := w.Write(chunk); err != nil {
+				return err
+			}
+			progress.add(len(chunk))
 		}
-		if err == nil && src.file != nil {
-			err = src.checkUnchanged()
-		}
-		return err
+		return nil
 	}
 	line := script(putScript, dest, dest+"."+suffix, strconv.FormatUint(src.size, 10), mode, suffix)
 	rc, stderr, err := run(ctx, c, line, feed, func([]byte) error { return nil })
@@ -178,8 +188,5 @@ func (f writerFunc) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// onlyWriter and onlyReader hide shortcuts of io.Copy, which would take buffers of any size.
-type (
-	onlyWriter struct{ io.Writer }
-	onlyReader struct{ io.Reader }
-)
+// onlyReader hides shortcuts of io.Copy, which would take buffers of any size.
+type onlyReader struct{ io.Reader }
