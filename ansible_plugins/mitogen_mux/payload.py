@@ -158,9 +158,13 @@ def building(key: bytes) -> t.Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield False
+            mine = False
         else:
-            yield True
+            mine = True
+        try:
+            yield mine
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # not by closing alone: a process forked meanwhile has the file open too
 
 
 class _Archive:
