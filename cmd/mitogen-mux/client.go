@@ -66,6 +66,17 @@ func (c *client) get(ctx context.Context, request *muxv1.GetStatusRequest) (*mux
 	return reply, c.explain(err)
 }
 
+// stop asks the daemon to leave. One that is gone before its answer has left is fine.
+func (c *client) stop(ctx context.Context, force bool) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	_, err := c.Stop(ctx, &muxv1.StopRequest{Force: force})
+	if status.Code(err) == codes.Unavailable {
+		return nil
+	}
+	return c.explain(err)
+}
+
 // explain turns a call's error into words for people.
 func (c *client) explain(err error) error {
 	switch status.Code(err) {

@@ -1,30 +1,48 @@
 package main
 
 import (
-	"bufio"
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
 )
 
-// The scripts run this test program as mitogen-mux, and, with a version of its own for version skew, as mitogen-mux-other.
+// The scripts run this test program as two versions of mitogen-mux.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"mitogen-mux": main,
-		"mitogen-mux-other": func() {
-			stamp = "other"
+	version := func(name string) func() {
+		return func() {
+			stamp = name
 			main()
-		},
-	})
+		}
+	}
+	testscript.Main(m, map[string]func(){"mitogen-mux": version("own"), "mitogen-mux-other": version("other")})
+}
+
+// Without a stamp two builds that differ still have two versions, and one build has one.
+func TestBuildVersion(t *testing.T) {
+	first, err := buildVersion()
+	if err != nil || !regexp.MustCompile(`^dev-[0-9a-f]{16}$`).MatchString(first) {
+		t.Errorf("got %q, %v", first, err)
+	}
+	if again, err := buildVersion(); err != nil || again != first {
+		t.Errorf("got %q, %v, then %q", again, err, first)
+	}
 }
 
 func TestScripts(t *testing.T) {
@@ -48,6 +66,9 @@ func TestScripts(t *testing.T) {
 			"signal":   sendSignal,
 			"detached": detached,
 			"mode":     mode,
+			"attach":   attach,
+			"end-run":  endRun,
+			"await":    await,
 		},
 	})
 }
@@ -66,9 +87,9 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	program, err := exec.LookPath(args[1])
 	ts.Check(err)
-	inherited, err := os.Open(os.DevNull)
+	inherited, err := os.Create(ts.MkAbs("inherited"))
 	ts.Check(err)
-	defer inherited.Close() //nolint:errcheck // only read
+	defer inherited.Close() //nolint:errcheck // nothing is written
 	cmd := exec.Command(program, "serve")
 	cmd.Dir = ts.Getenv("WORK")
 	cmd.Env = append(os.Environ(), "MITOGEN_MUX_DIR="+ts.Getenv("MITOGEN_MUX_DIR"))
@@ -82,9 +103,9 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	line, err := bufio.NewReader(out).ReadString('\n')
+	line, err := io.ReadAll(out) // nobody who waits for its end waits for the daemon's
 	ts.Check(err)
-	ts.Setenv(args[0]+"_LINE", strings.TrimSuffix(line, "\n"))
+	ts.Setenv(args[0]+"_LINE", strings.TrimSuffix(string(line), "\n"))
 	ts.Setenv(args[0]+"_PID", strconv.Itoa(cmd.Process.Pid))
 }
 
@@ -129,11 +150,8 @@ func checkDetached(pid int) error {
 			continue
 		}
 		number, _ := strconv.Atoi(fd.Name())
-		if isNull := target == os.DevNull; isNull != (number <= unix.Stderr) {
+		if number <= unix.Stderr && target != os.DevNull || filepath.Base(target) == "inherited" || strings.HasPrefix(target, "pipe:") {
 			return fmt.Errorf("descriptor %d is %s", number, target)
-		}
-		if strings.HasPrefix(target, "pipe:") {
-			return fmt.Errorf("descriptor %d is a pipe", number)
 		}
 	}
 	limits, err := os.ReadFile(proc + "limits")
@@ -145,6 +163,46 @@ func checkDetached(pid int) error {
 		return fmt.Errorf("limits of descriptors are %v", words)
 	}
 	return nil
+}
+
+// attach RUN NAME makes a process of its own a run at a daemon, and sets RUN_PID.
+func attach(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := exec.Command("sleep", "1000")
+	ts.Check(cmd.Start())
+	daemonsOf(ts).started[args[0]] = cmd
+	ts.Defer(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	ts.Setenv(args[0]+"_PID", strconv.Itoa(cmd.Process.Pid))
+
+	socket := strings.Fields(ts.Getenv(args[1] + "_LINE"))[4]
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	ts.Check(err)
+	defer conn.Close() //nolint:errcheck // of no further use
+	_, err = muxv1.NewRunsClient(conn).Attach(context.Background(), &muxv1.AttachRequest{Pid: uint32(cmd.Process.Pid), CoreVersion: "2.16.19"})
+	ts.Check(err)
+}
+
+// end-run RUN ends the process of a run.
+func endRun(ts *testscript.TestScript, _ bool, args []string) {
+	cmd := daemonsOf(ts).started[args[0]]
+	ts.Check(cmd.Process.Kill())
+	_ = cmd.Wait()
+}
+
+// await TEXT PROGRAM ARGS... runs a program until its output has that text.
+func await(ts *testscript.TestScript, _ bool, args []string) {
+	deadline := time.Now().Add(time.Minute)
+	for {
+		_ = ts.Exec(args[1], args[2:]...)
+		if strings.Contains(ts.ReadFile("stdout"), args[0]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("no %q within a minute", args[0])
+		}
+	}
 }
 
 // mode OCTAL FILE... checks the permissions of files.
@@ -159,4 +217,3 @@ func mode(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 }
-

@@ -8,9 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-
 	"github.com/mitogen-mux/mitogen-mux/internal/daemon"
 	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
 )
@@ -65,15 +62,11 @@ func (c *stopCommand) stop(ctx context.Context, p *program, dir daemon.Dir, vers
 	if len(state.GetRuns()) > 0 && !c.Force {
 		return attached(version, state.GetRuns())
 	}
-	asked, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	_, err = client.Stop(asked, &muxv1.StopRequest{Force: c.Force})
-	// A daemon may be gone before its answer has left.
-	if code := status.Code(err); code != codes.OK && code != codes.Unavailable {
-		return client.explain(err)
+	if err := client.stop(ctx, c.Force); err != nil {
+		return err
 	}
-	gone, cancelGone := context.WithTimeout(ctx, stopGrace+5*time.Second)
-	defer cancelGone()
+	gone, cancel := context.WithTimeout(ctx, stopGrace+5*time.Second)
+	defer cancel()
 	if err := dir.Gone(gone, version); err != nil {
 		return fmt.Errorf("the daemon of version %s (process %d) was told to stop and is still there: end that process", version, state.GetPid())
 	}

@@ -15,7 +15,7 @@ import (
 type Service interface {
 	// Serve answers on both listeners until Shutdown; it returns earlier only with an error.
 	Serve(rpc, agents net.Listener) error
-	// Busy is the vote on staying. It is asked once a second.
+	// Busy is the vote on staying. It is asked a few times a second.
 	Busy() bool
 	// Shutdown closes the listeners at once, so that the next client starts another daemon, and then ends everything: in good
 	// order until ctx is done, the hard way after that. Nothing is left when it returns.
@@ -131,9 +131,14 @@ func elect(ctx context.Context, o Options) (*Lock, error) {
 	}
 }
 
-// waitIdle returns nil when busy has said no twice in a row after it had once said yes, or has said no throughout grace.
+const (
+	votePeriod = 250 * time.Millisecond
+	votesNo    = 4 // in a row: who only changes hands is not gone
+)
+
+// waitIdle returns nil when busy has said no for a second after it had once said yes, or has said no throughout grace.
 func waitIdle(ctx context.Context, grace time.Duration, busy func() bool) error {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(votePeriod)
 	defer tick.Stop()
 	start, wasBusy, quiet := time.Now(), false, 0
 	for {
@@ -146,7 +151,7 @@ func waitIdle(ctx context.Context, grace time.Duration, busy func() bool) error 
 				continue
 			}
 			quiet++
-			if quiet > 1 && (wasBusy || now.Sub(start) >= grace) {
+			if quiet >= votesNo && (wasBusy || now.Sub(start) >= grace) {
 				return nil
 			}
 		}

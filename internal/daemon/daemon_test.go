@@ -47,19 +47,19 @@ func testOptions(dir Dir, ready func(string) error) Options {
 }
 
 func TestWaitIdle(t *testing.T) {
-	const grace = 30 * time.Second
+	const grace, ms = 30 * time.Second, time.Millisecond
 	type span struct{ from, to time.Duration }
 	for name, c := range map[string]struct {
 		busy []span
 		want time.Duration // when it leaves
 	}{
 		"nobody comes":              {nil, 30 * time.Second},
-		"one comes and goes":        {[]span{{500 * time.Millisecond, 3500 * time.Millisecond}}, 5 * time.Second},
-		"one comes late":            {[]span{{29500 * time.Millisecond, 40500 * time.Millisecond}}, 42 * time.Second},
-		"a short gap is none":       {[]span{{0, 5500 * time.Millisecond}, {6500 * time.Millisecond, 9500 * time.Millisecond}}, 11 * time.Second},
-		"one too short to be seen":  {[]span{{1100 * time.Millisecond, 1200 * time.Millisecond}}, 30 * time.Second},
-		"one that stays very long":  {[]span{{0, time.Hour + time.Millisecond}}, time.Hour + 2*time.Second},
-		"two that come one by one":  {[]span{{0, 2500 * time.Millisecond}, {2600 * time.Millisecond, 5500 * time.Millisecond}}, 7 * time.Second},
+		"one comes and goes":        {[]span{{500 * ms, 3400 * ms}}, 4250 * ms},
+		"one comes late":            {[]span{{29500 * ms, 40400 * ms}}, 41250 * ms},
+		"a short gap is none":       {[]span{{0, 5400 * ms}, {6100 * ms, 9400 * ms}}, 10250 * ms},
+		"one too short to be seen":  {[]span{{1100 * ms, 1200 * ms}}, 30 * time.Second},
+		"one that stays very long":  {[]span{{0, time.Hour - ms}}, time.Hour + 750*ms},
+		"two that come one by one":  {[]span{{0, 2400 * ms}, {2600 * ms, 5400 * ms}}, 6250 * ms},
 		"the first after the grace": {[]span{{31 * time.Second, 99 * time.Second}}, 30 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
