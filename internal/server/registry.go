@@ -99,6 +99,7 @@ func (r *registry) ended(id, why string) {
 	delete(r.byID, id)
 	delete(r.byProcess, gone.process)
 	left := r.draining && len(r.byID) == 0
+	r.stopping = r.stopping || left // nobody comes in between
 	r.mu.Unlock()
 	r.log.Info("run ended", "run", id, "why", why)
 	gone.end(&fault.Error{Kind: fault.Cancelled, Message: "the run has ended: " + why})

@@ -1,0 +1,159 @@
+package fileservice
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/agent/agenttest"
+	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+)
+
+func (t *turns) users(link string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if mine, ok := t.links[link]; ok {
+		return mine.users
+	}
+	return 0
+}
+
+// A second large file waits until the first one's last byte has left; a small one does not wait.
+func TestLargeFilesTakeTurns(t *testing.T) {
+	const size = agent.Window + 3*chunkSize
+	s := New()
+	fullWindow, smallDone, secondOpen := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	l := agenttest.Link(t, agent.Options{Name: "fake"}, func(f *agenttest.Fake) {
+		f.Boot()
+		first, _ := f.Open()
+		left := readData(f, first, agent.Window)
+		close(fullWindow)
+		small, r := f.Open()
+		if put, ok := r.(agent.Put); !ok || put.Size != 5 {
+			t.Errorf("where the small file was due came %+v", r)
+		}
+		f.Expect(agent.TypeData)
+		f.Expect(agent.TypeEnd)
+		f.Result(small, agent.Result{Size: 5, SHA256: blobcache.Sum([]byte("small"))})
+		<-smallDone
+		f.Send(agent.TypeCredit, first, binary.BigEndian.AppendUint32(nil, agent.Window))
+		readData(f, first, size+32-left)
+		f.Expect(agent.TypeEnd)
+		second, _ := f.Open() // before the first one has its result
+		close(secondOpen)
+		f.Result(first, agent.Result{Size: size, SHA256: blobcache.Sum(make([]byte, size))})
+		f.Result(second, agent.Result{Failed: true, Failure: agent.FailIO, Text: "no"})
+		f.Drain()
+	})
+	ctx := within(t)
+	large := func() *PutRequest {
+		return &PutRequest{Link: "l", Body: inParts(make([]byte, size), chunkSize), Dest: []byte("/x")}
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := s.Put(ctx, linked{l}, large()); err != nil {
+			t.Errorf("first: %v", err)
+		}
+	})
+	<-fullWindow
+	wg.Go(func() {
+		if _, err := s.Put(ctx, linked{l}, large()); fault.KindOf(err) != fault.FileFailed {
+			t.Errorf("second: %v", err)
+		}
+	})
+	for s.up.users("l") < 2 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := s.Put(ctx, linked{l}, &PutRequest{Link: "l", Body: inParts([]byte("small"), 5), Dest: []byte("/y")}); err != nil {
+		t.Errorf("small: %v", err)
+	}
+	close(smallDone)
+	<-secondOpen
+	wg.Wait()
+	if s.up.users("l") != 0 {
+		t.Error("a turn is left")
+	}
+}
+
+// readData reads n bytes of DATA and returns how many.
+func readData(f *agenttest.Fake, stream uint32, n int) int {
+	got := 0
+	for got < n {
+		frame := f.Expect(agent.TypeData)
+		if frame.Stream == stream {
+			got += len(frame.Payload)
+		}
+	}
+	return got
+}
+
+func TestTurnsAreInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q turns
+		var order []int
+		release, err := q.take(t.Context(), "l")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		for i := range 5 {
+			wg.Go(func() {
+				free, err := q.take(t.Context(), "l")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order = append(order, i)
+				free()
+				free()
+			})
+			synctest.Wait()
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		wg.Go(func() {
+			if _, err := q.take(ctx, "l"); fault.KindOf(err) != fault.Cancelled {
+				t.Errorf("a cancelled wait: %v", err)
+			}
+		})
+		synctest.Wait()
+		cancel(errors.New("bored"))
+		free, err := q.take(t.Context(), "another link")
+		if err != nil {
+			t.Fatal(err)
+		}
+		free()
+		synctest.Wait()
+		release()
+		wg.Wait()
+		for i, got := range order {
+			if i != got {
+				t.Errorf("order %v", order)
+				break
+			}
+		}
+		if len(order) != 5 || len(q.links) != 0 {
+			t.Errorf("order %v, left %v", order, q.links)
+		}
+	})
+}
+
+func TestProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []Progress
+		m := newMeter(func(p Progress) { told = append(told, p) }, 100)
+		for range 10 {
+			time.Sleep(progressEvery / 2)
+			m.add(10)
+		}
+		if len(told) != 5 || told[0] != (Progress{Done: 20, Total: 100, Elapsed: progressEvery}) {
+			t.Errorf("told %v", told)
+		}
+		newMeter(nil, 0).add(1)
+	})
+}
