@@ -57,6 +57,7 @@ func TestScripts(t *testing.T) {
 			}
 			env.Defer(func() { _ = os.RemoveAll(dir) })
 			env.Setenv("MITOGEN_MUX_DIR", filepath.Join(dir, "d"))
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector would have every command take a second
 			env.Values[daemonsKey{}] = &daemons{started: map[string]*exec.Cmd{}}
 			return nil
 		},
@@ -92,7 +93,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 	defer inherited.Close() //nolint:errcheck // nothing is written
 	cmd := exec.Command(program, "serve")
 	cmd.Dir = ts.Getenv("WORK")
-	cmd.Env = append(os.Environ(), "MITOGEN_MUX_DIR="+ts.Getenv("MITOGEN_MUX_DIR"))
+	cmd.Env = append(os.Environ(), "MITOGEN_MUX_DIR="+ts.Getenv("MITOGEN_MUX_DIR"), "GORACE="+ts.Getenv("GORACE"))
 	cmd.ExtraFiles = []*os.File{inherited}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.StdoutPipe()
