@@ -13,6 +13,6 @@ if _PLUGINS not in sys.path:
 
 from mitogen_mux import explicit  # noqa: E402
 
-DOCUMENTATION = explicit.documentation(original.DOCUMENTATION, 'mitogen_local')
+DOCUMENTATION = explicit.documentation(original.DOCUMENTATION, 'mitogen_local', 'ansible.builtin.local')
 
 Connection = explicit.connection('ansible.builtin.local', original.Connection)

@@ -13,6 +13,6 @@ if _PLUGINS not in sys.path:
 
 from mitogen_mux import explicit  # noqa: E402
 
-DOCUMENTATION = explicit.documentation(original.DOCUMENTATION, 'mitogen_ssh')
+DOCUMENTATION = explicit.documentation(original.DOCUMENTATION, 'mitogen_ssh', 'ansible.builtin.ssh')
 
 Connection = explicit.connection('ansible.builtin.ssh', original.Connection)

@@ -21,6 +21,15 @@ from .v1 import error_pb2, jobs_pb2, path_pb2
 
 BODY_PART = 128 << 10
 
+SSH_DEFINITIONS: dict[str, dict[str, t.Any]] = {
+    'mitogen_inventory_name': {
+        'description': ['For messages only.'],
+        'default': '',
+        'vars': [{'name': 'inventory_hostname'}],
+    },
+}
+"""For ssh alone, whose plugin knows this variable already: a new one would show in the results of delegated tasks."""
+
 DEFINITIONS: dict[str, dict[str, t.Any]] = {
     'mitogen_enabled': {
         'description': ['Whether mitogen-mux does the work of this connection. If not, everything is done as if it were not there.'],
@@ -57,8 +66,8 @@ class MuxConnection:
         raise NotImplementedError
 
     def mux_host(self) -> str:
-        """Whom messages are about."""
-        return to_text(self._play_context.remote_addr)
+        """Whom messages are about: the inventory name, where it is known."""
+        return str(to_text(hops.option(self, 'mitogen_inventory_name') or self._play_context.remote_addr))
 
     def mux_process(self) -> jobs_pb2.Process | None:
         """What the account itself does not determine about a new process."""
@@ -179,9 +188,6 @@ class SshConnection(MuxConnection):
     def mux_account(self, interpreter: str = '') -> path_pb2.Hop:
         return hops.ssh(self, interpreter)
 
-    def mux_host(self) -> str:
-        return to_text(hops.option(self, 'host') or self._play_context.remote_addr)
-
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
         if not self.mux_enabled():
             return super().exec_command(cmd, in_data=_stock(in_data), sudoable=sudoable)  # type: ignore[misc,no-any-return]
@@ -213,7 +219,7 @@ class SshConnection(MuxConnection):
         if ' -q ' in f' {words} ' or any(f'loglevel{sep}{level}' in words for sep in '= ' for level in ('quiet', 'fatal', 'error')):
             return b''
         shared = 'Shared connection' if 'controlpersist' in words else 'Connection'
-        return to_bytes(f'{shared} to {self.host} closed.\r\n')
+        return bytes(to_bytes(f'{shared} to {self.host} closed.\r\n'))
 
     def put_file(self, in_path: str, out_path: str) -> t.Any:
         if not self.mux_enabled():
@@ -248,7 +254,7 @@ class SshConnection(MuxConnection):
         self.close()  # type: ignore[attr-defined]
 
     def _mux_set_host(self) -> None:
-        self.host = self.mux_host()
+        self.host = str(to_text(hops.option(self, 'host') or self._play_context.remote_addr))
         self.port = hops.option(self, 'port')
         self.user = hops.option(self, 'remote_user')
 
@@ -313,17 +319,22 @@ def class_for(mixin: type[MuxConnection], original: type) -> type:
 
 def substitute(obj: t.Any, mixin: type[MuxConnection]) -> t.Any:
     """An object of ours with the state of the original."""
-    new = object.__new__(class_for(mixin, type(obj)))
+    new: t.Any = object.__new__(class_for(mixin, type(obj)))
     new.__dict__.update(obj.__dict__)
     return new
 
 
-def define_variables(load_name: str) -> None:
+def definitions(mixin: type[MuxConnection]) -> dict[str, dict[str, t.Any]]:
+    """Our own options of such a plugin."""
+    return {**DEFINITIONS, **SSH_DEFINITIONS} if issubclass(mixin, SshConnection) else DEFINITIONS
+
+
+def define_variables(load_name: str, mixin: type[MuxConnection]) -> None:
     """Adds our variables to the options of a connection plugin."""
-    definitions = C.config.get_configuration_definitions(plugin_type='connection', name=load_name)
-    for name, definition in DEFINITIONS.items():
-        if name not in definitions:
-            definitions[name] = definition
+    known = C.config.get_configuration_definitions(plugin_type='connection', name=load_name)
+    for name, definition in definitions(mixin).items():
+        if name not in known:
+            known[name] = definition
 
 
 _LOGIN_SHELL = b'exec "${SHELL:-/bin/sh}" -c "$0"'

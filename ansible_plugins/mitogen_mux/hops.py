@@ -122,10 +122,10 @@ def _ssh_args(connection: t.Any) -> list[str]:
 
 
 def _control_path(connection: t.Any) -> str:
-    path = to_text(option(connection, 'control_path', ''))
+    path = str(to_text(option(connection, 'control_path', '')))
     if not path:
         return ''
-    return path % {'directory': unfrackpath(to_text(option(connection, 'control_path_dir', '~/.ansible/cp')))}
+    return str(path) % {'directory': unfrackpath(to_text(option(connection, 'control_path_dir', '~/.ansible/cp')))}
 
 
 def _become_timeout(connection: t.Any) -> int:

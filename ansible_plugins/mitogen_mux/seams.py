@@ -55,7 +55,8 @@ def install() -> None:
 
 def substitute() -> t.Callable[[], None]:
     """What the loader returns for a plugin that we stand in front of becomes an object of ours, until the returned function is called."""
-    original = connection_loader.get_with_context
+    loader = t.cast(t.Any, connection_loader)
+    original = loader.get_with_context
 
     def get_with_context(name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         result = original(name, *args, **kwargs)
@@ -64,17 +65,17 @@ def substitute() -> t.Callable[[], None]:
             return result
         if getattr(result.object._shell, '_IS_WINDOWS', False):
             return result
-        connection.define_variables(result.object._load_name)
+        connection.define_variables(result.object._load_name, mixin)
         return result._replace(object=connection.substitute(result.object, mixin))
 
     def undo() -> None:
-        if connection_loader.__dict__.get('get_with_context') is get_with_context:
-            if getattr(original, '__self__', None) is connection_loader:
-                del connection_loader.get_with_context
+        if loader.__dict__.get('get_with_context') is get_with_context:
+            if getattr(original, '__self__', None) is loader:
+                del loader.get_with_context
             else:
-                connection_loader.get_with_context = original
+                loader.get_with_context = original
 
-    connection_loader.get_with_context = get_with_context
+    loader.get_with_context = get_with_context
     return undo
 
 
