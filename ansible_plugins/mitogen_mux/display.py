@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import typing as t
 
+from ansible import constants as C
 from ansible.utils.display import Display
 
 from .v1 import jobs_pb2
@@ -36,6 +39,15 @@ def log(event: jobs_pb2.Log, host: str) -> None:
     write.get(event.level, _display.vvvv)(event.text, host=who)
 
 
-def once(text: str) -> None:
+def remark(text: str) -> None:
     """A remark at -v."""
     _display.v(text)
+
+
+def once_a_run(what: str, text: str) -> None:
+    """A remark at -v, made by the first of a run's processes that comes to it."""
+    if _display.verbosity < 1:
+        return
+    with contextlib.suppress(OSError):
+        os.close(os.open(os.path.join(C.DEFAULT_LOCAL_TMP, f'mitogen-mux-{what}'), os.O_CREAT | os.O_EXCL, 0o600))
+        _display.v(text)

@@ -44,7 +44,7 @@ def install() -> None:
         return
     missing = compat.missing_seams()
     if missing:
-        display.once(f'mitogen-mux: this ansible-core has changed {missing}; modules are sent the slower way')
+        display.remark(f'mitogen-mux: this ansible-core has changed {missing}; modules are sent the slower way')
         return
     base = action_plugins.ActionBase
     action_plugins.modify_module = _modify_module(action_plugins.modify_module)
@@ -56,24 +56,26 @@ def install() -> None:
 def substitute() -> t.Callable[[], None]:
     """What the loader returns for a plugin that we stand in front of becomes an object of ours, until the returned function is called."""
     loader = t.cast(t.Any, connection_loader)
-    original = loader.get_with_context
+    original, before = loader.get_with_context, loader.__dict__.get('get_with_context')
 
     def get_with_context(name: str, *args: t.Any, **kwargs: t.Any) -> t.Any:
         result = original(name, *args, **kwargs)
-        mixin = connection.MIXINS.get(result.plugin_load_context.resolved_fqcn or '') if result.object is not None else None
-        if mixin is None or kwargs.get('class_only') or isinstance(result.object, type) or isinstance(result.object, connection.MuxConnection):
+        if result.object is None or isinstance(result.object, (type, connection.MuxConnection)):
             return result
-        if getattr(result.object._shell, '_IS_WINDOWS', False):
+        full_name = result.plugin_load_context.resolved_fqcn or ''
+        mixin = connection.MIXINS.get(full_name)
+        if mixin is None or getattr(result.object._shell, '_IS_WINDOWS', False):
+            display.once_a_run(f'untouched-{full_name}', f'mitogen-mux leaves connections of type {full_name} as they are')
             return result
         connection.define_variables(result.object._load_name, mixin)
         return result._replace(object=connection.substitute(result.object, mixin))
 
     def undo() -> None:
         if loader.__dict__.get('get_with_context') is get_with_context:
-            if getattr(original, '__self__', None) is loader:
+            if before is None:
                 del loader.get_with_context
             else:
-                loader.get_with_context = original
+                loader.get_with_context = before
 
     loader.get_with_context = get_with_context
     return undo
