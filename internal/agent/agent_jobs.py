@@ -13,7 +13,7 @@ class Job(Stream):
     """A forked child in a session of its own."""
 
     stays = True    # the agent outlives its link for it
-    pid = status = stdin = tty = None
+    pid = status = stdin = tty = slave = None
 
     def launch(self, run, stdin=True, patient=False):
         """Forks the child, which calls run() for its exit status. Its stdin is fed by the stream, or at its end."""
@@ -43,7 +43,11 @@ class Job(Stream):
             self.agent.turn_into(run, stdio, slave)
         self.forked = clock()
         self.agent.jobs[self.pid] = self
-        for fd in set(opened) - set([feed] + [fd for fd, _ in plan]):
+        ours = [feed] + [fd for fd, _ in plan]
+        if self.terminal == 'controlling':
+            self.slave = slave      # a terminal that nobody has open would be at its end; a tool opens it only when it asks
+            ours.append(slave)
+        for fd in set(opened) - set(ours):
             os.close(fd)
         if feed is not None:
             self.stdin = Sink(self, feed)
@@ -60,6 +64,7 @@ class Job(Stream):
 
     def exited(self, status, usage):
         """The child has been waited for."""
+        self.let_go()
         self.status = status
         self.usage = usage
         self.ran = clock() - self.forked
@@ -99,7 +104,13 @@ class Job(Stream):
         for source in self.sources:
             source.update()     # to read and throw away
 
+    def let_go(self):
+        if self.slave is not None:
+            os.close(self.slave)
+            self.slave = None
+
     def release(self):
+        self.let_go()
         for end in self.sources + [self.stdin, self.tty]:
             if end:
                 end.close()
