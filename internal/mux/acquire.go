@@ -80,10 +80,8 @@ func (w *walk) foundDead() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if w.first.usable && w.first.transport != nil {
-		select {
-		case <-w.first.transport.Done(): // its watcher has not come to it yet
-			t.downLocked(w.first, Closed, w.first.fault(w.first.transport.Err(), fault.Unreachable, "the connection was lost"))
-		default:
+		if err := w.first.lost(); err != nil { // its watcher has not come to it yet
+			t.downLocked(w.first, Closed, err)
 		}
 	}
 	return w.first.state == Closed && w.first.edge.role == sshConnection && !t.closing
@@ -398,7 +396,7 @@ func (t *Tree) watch(ctx context.Context, n *node, o opened) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.downLocked(n, Closed, n.fault(o.err(), fault.AgentDied, "the connection was lost"))
+	t.downLocked(n, Closed, n.lost())
 }
 
 // hello waits for the agent's first word and reports whether n is still to be watched.

@@ -229,8 +229,12 @@ func (p *fakePeer) Hello(ctx context.Context) (agent.Hello, error) {
 }
 func (p *fakePeer) Done() <-chan struct{} { return p.done }
 func (p *fakePeer) Err() error {
-	<-p.done
-	return p.end.err
+	select {
+	case <-p.done:
+		return p.end.err
+	default:
+		return nil
+	}
 }
 func (p *fakePeer) Stats() agent.Stats { return agent.Stats{Jobs: 1, SentBytes: 2} }
 

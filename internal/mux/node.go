@@ -98,13 +98,6 @@ func (o opened) done() <-chan struct{} {
 	return o.transport.Done()
 }
 
-func (o opened) err() error {
-	if o.link != nil {
-		return o.link.Err()
-	}
-	return o.transport.Err()
-}
-
 // name says what the node is, for people.
 func (n *node) name() string { return n.hop.Name() }
 

@@ -53,9 +53,28 @@ func (t *Tree) openAgent(ctx context.Context, n *node) (opened, error) {
 	}
 	link, err := start(ctx, n)
 	if err != nil {
+		if lost := n.parent.lost(); lost != nil {
+			err = lost // the hop before this one is to blame
+		}
 		return opened{}, err
 	}
 	return opened{link: link}, nil
+}
+
+// lost says why what n has open has ended; nil while it has not.
+func (n *node) lost() error {
+	if n.link != nil {
+		if err := n.link.Err(); err != nil {
+			return n.fault(err, fault.AgentDied, "the agent was lost")
+		}
+		return nil
+	}
+	select {
+	case <-n.transport.Done():
+		return n.fault(n.transport.Err(), fault.Unreachable, "the connection was lost")
+	default:
+		return nil
+	}
 }
 
 // startByTransport starts an agent on an SSH connection.
