@@ -204,7 +204,7 @@ def check(tier: Tier) -> None:
     tier.check('ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code)
     tier.check('ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code)
     tier.check('mypy', '.venv-tools/bin/mypy')
-    tier.check('vermin', '.venv-tools/bin/vermin', '--quiet', '--no-tips', '--target=2.7', '--target=3.6', '--violations', *tracked('internal/agent/*.py'))
+    tier.check('vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py'))
     tier.go_test('go test -short', '-race', '-short', './...')
     tier.pytest('agent', 'tools', 'tests/agent', '-m', 'not slow')
     tier.pytest('plugins', newest_core(), 'tests/plugins', '-m', 'not slow')
