@@ -137,7 +137,7 @@ func TestPasswordSentOnce(t *testing.T) {
 	}
 	b.hop.Password = hop.NewSecret([]byte("wrong"))
 	b.hop.ReconnectionRetries = 3
-	bubble(t, b, func(t *testing.T) { typed(t, b.ready(t.Context()), fault.AuthFailed) })
+	bubble(t, b, func(t *testing.T) { failsAs(t, b.ready(t.Context()), fault.AuthFailed) })
 	if seen != 1 {
 		t.Errorf("the password was seen %d times", seen)
 	}

@@ -1,7 +1,7 @@
 package sshlink
 
 import (
-	"crypto/sha1" //nolint:gosec // OpenSSH defines %C by it
+	"crypto/sha1" // OpenSSH defines %C by it
 	"encoding/hex"
 	"os"
 	"path/filepath"
@@ -57,7 +57,7 @@ func (p *place) tokens(c *config, s string) string {
 	if alias == "" {
 		alias = c.Host
 	}
-	sum := sha1.Sum([]byte(local + c.HostName + port + c.User + c.ProxyJump)) //nolint:gosec // see above
+	sum := sha1.Sum([]byte(local + c.HostName + port + c.User + c.ProxyJump)) // see above
 	return strings.NewReplacer("%%", "%", "%C", hex.EncodeToString(sum[:]), "%d", p.home, "%h", c.HostName, "%i", p.uid,
 		"%j", c.ProxyJump, "%k", alias, "%L", short, "%l", local, "%n", c.Host, "%p", port, "%r", c.User, "%u", p.user).Replace(s)
 }

@@ -112,6 +112,12 @@ func typed(t *testing.T, err error, kinds ...fault.Kind) *fault.Error {
 	return nil
 }
 
+// failsAs is typed for those who do not look closer.
+func failsAs(t *testing.T, err error, kinds ...fault.Kind) {
+	t.Helper()
+	_ = typed(t, err, kinds...)
+}
+
 // TestRoundTrips measures by the clock of a bubble, which only moves by the delays of the connection: from TCP connect on, 6
 // round trips to an authenticated connection, 1 for a channel, 1 for the command.
 func TestRoundTrips(t *testing.T) {
@@ -187,7 +193,7 @@ func TestCutAfterEachOperation(t *testing.T) {
 		bubble(t, b, func(t *testing.T) {
 			if err := b.ready(t.Context()); err != nil {
 				failed++
-				typed(t, err, cutKinds...)
+				failsAs(t, err, cutKinds...)
 			}
 		})
 	}
@@ -205,7 +211,7 @@ func TestCutAtEachByte(t *testing.T) {
 			b := newBench(t)
 			for n := int64(1); n <= 512; n++ {
 				b.wrap = func(c net.Conn) net.Conn { return sshtest.Break(c, f(n)) }
-				bubble(t, b, func(t *testing.T) { typed(t, b.ready(t.Context()), cutKinds...) })
+				bubble(t, b, func(t *testing.T) { failsAs(t, b.ready(t.Context()), cutKinds...) })
 			}
 		})
 	}
@@ -260,7 +266,7 @@ func TestCancelAtAnyMoment(t *testing.T) {
 			if err == nil {
 				return
 			}
-			typed(t, err, fault.Cancelled)
+			failsAs(t, err, fault.Cancelled)
 			if took := time.Since(began); took != after {
 				t.Errorf("cancelled at %v, returned at %v", after, took)
 			}
@@ -286,7 +292,7 @@ func TestNoiseBeforeVersion(t *testing.T) {
 			bubble(t, b, func(t *testing.T) {
 				err := b.ready(t.Context())
 				if c.want != 0 {
-					typed(t, err, c.want)
+					failsAs(t, err, c.want)
 				} else if err != nil {
 					t.Error(err)
 				}

@@ -150,7 +150,7 @@ func TestHostCertificates(t *testing.T) {
 			a.hop.Args = a.args(t, "UserKnownHostsFile "+file)
 			link, err := New(Options{}).Dial(t.Context(), a.hop, a.run)
 			if c.want != 0 {
-				typed(t, err, c.want)
+				failsAs(t, err, c.want)
 				return
 			}
 			if err != nil {

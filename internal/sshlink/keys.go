@@ -195,14 +195,14 @@ func (r *keyring) loadIdentity(c *config, p *place, h *hop.SSH, file string) (*i
 			if !errors.Is(err, fs.ErrNotExist) || file == h.PrivateKeyFile {
 				r.skip("%s: %s", path, plainFileError(err))
 			}
-			return nil, nil //nolint:nilnil // no identity and no reason to stop
+			return nil, nil // no identity and no reason to stop
 		}
 		return &identity{path: path, public: public}, nil
 	}
 	id := &identity{path: path}
 	if bytes.Contains(data, []byte("PRIVATE KEY")) && tooOpen(path) {
 		r.skip("%s: its permissions are too open, ssh ignores such a key (chmod 600)", path)
-		return nil, nil //nolint:nilnil // see above
+		return nil, nil
 	}
 	signer, err := parseKey(data, h.PrivateKeyPassphrase)
 	switch missing, locked := errors.AsType[*ssh.PassphraseMissingError](err); {
@@ -217,7 +217,7 @@ func (r *keyring) loadIdentity(c *config, p *place, h *hop.SSH, file string) (*i
 		}
 		if pubErr != nil {
 			r.skip("%s: %v", path, withoutData(err))
-			return nil, nil //nolint:nilnil // see above
+			return nil, nil
 		}
 		id.public = public
 	}
@@ -302,7 +302,7 @@ func readPublic(path string) (ssh.PublicKey, error) {
 }
 
 func parsePublic(data []byte) (ssh.PublicKey, error) {
-	public, _, _, _, err := ssh.ParseAuthorizedKey(data) //nolint:dogsled // the API's shape
+	public, _, _, _, err := ssh.ParseAuthorizedKey(data)
 	return public, err
 }
 
@@ -330,7 +330,7 @@ func plainFileError(err error) string {
 const certSuffix = "-cert-v01@openssh.com"
 
 // weakAlgorithms are those that OpenSSH no longer uses unless told to.
-var weakAlgorithms = []string{ssh.KeyAlgoRSA, ssh.CertAlgoRSAv01, ssh.InsecureKeyAlgoDSA, ssh.InsecureCertAlgoDSAv01}
+var weakAlgorithms = []string{ssh.KeyAlgoRSA, ssh.CertAlgoRSAv01, "ssh-dss", "ssh-dss" + certSuffix}
 
 // algorithmsFor returns the signature algorithms for a key of the given format that accepted allows, in its order; nil accepted
 // means OpenSSH's default.

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // hashed names in known_hosts are defined by it
+	"crypto/sha1" // hashed names in known_hosts are defined by it
 	"encoding/base64"
 	"errors"
 	"fmt"

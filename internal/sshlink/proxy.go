@@ -109,7 +109,7 @@ func (t *transport) forward(ctx context.Context, host string, port int) (net.Con
 		Port       uint32
 		Origin     string
 		OriginPort uint32
-	}{host, uint32(port), "127.0.0.1", 0}) //nolint:gosec // a port
+	}{host, uint32(port), "127.0.0.1", 0}) // a port
 	ch, requests, err := t.openChannel(ctx, "direct-tcpip", payload)
 	if err != nil {
 		if refused, ok := errors.AsType[*ssh.OpenChannelError](err); ok {
@@ -144,7 +144,7 @@ func (a *attempt) proxyCommand(ctx context.Context) (net.Conn, error) {
 		shell = "/bin/sh"
 	}
 	c := &commandConn{line: line, stderr: &tail{}}
-	c.cmd = exec.Command(shell, "-c", "exec "+line) //nolint:gosec,noctx // the user's own command; Close ends it
+	c.cmd = exec.Command(shell, "-c", "exec "+line) // the user's own command; Close ends it
 	c.cmd.Env, c.cmd.Dir = append([]string{}, a.place.run.Environ...), a.place.run.Cwd
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that Close reaches what the command has started
 	c.cmd.Stderr = c.stderr

@@ -136,7 +136,7 @@ func TestProxyCommandEnds(t *testing.T) {
 	}()
 	waitFor(t, func() bool { _, err := os.Stat(pid); return err == nil })
 	cancel(errors.New("enough"))
-	typed(t, <-ended, fault.Cancelled)
+	failsAs(t, <-ended, fault.Cancelled)
 	text, err := os.ReadFile(pid)
 	if err != nil {
 		t.Fatal(err)

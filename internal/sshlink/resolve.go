@@ -147,7 +147,7 @@ func ask(ctx context.Context, p *place, executable string, args []string, host s
 	if path == "" {
 		return nil, unsupported("An SSH configuration without an ssh program to read it", "Install OpenSSH's client, or put it on PATH.")
 	}
-	cmd := exec.CommandContext(ctx, path, slices.Concat([]string{"-G"}, args, []string{"--", host})...) //nolint:gosec // the user's own ssh
+	cmd := exec.CommandContext(ctx, path, slices.Concat([]string{"-G"}, args, []string{"--", host})...) // the user's own ssh
 	cmd.Env, cmd.Dir = append([]string{}, p.run.Environ...), p.run.Cwd
 	cmd.WaitDelay = time.Second
 	var stdout, stderr bytes.Buffer

@@ -237,7 +237,7 @@ func stubSSH(t *testing.T, script string) (dir string, calls func() int) {
 	dir = t.TempDir()
 	log := filepath.Join(dir, "calls")
 	text := "#!/bin/sh\necho x >>" + log + "\n" + script + "\n"
-	if err := os.WriteFile(filepath.Join(dir, "ssh"), []byte(text), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(dir, "ssh"), []byte(text), 0o700); err != nil { // a program
 		t.Fatal(err)
 	}
 	return dir, func() int {
@@ -309,7 +309,7 @@ func TestConfigFailures(t *testing.T) {
 
 	p.run.Environ = []string{"PATH=/nowhere"}
 	_, err = newResolver().resolve(t.Context(), h, p)
-	typed(t, err, fault.Unsupported)
+	failsAs(t, err, fault.Unsupported)
 
 	dir, calls := stubSSH(t, "exec sleep 60")
 	p.run.Environ = []string{"PATH=" + dir + ":/usr/bin:/bin"}
@@ -322,7 +322,7 @@ func TestConfigFailures(t *testing.T) {
 	}()
 	waitFor(t, func() bool { return calls() == 1 })
 	cancel(errors.New("enough"))
-	typed(t, <-ended, fault.Cancelled)
+	failsAs(t, <-ended, fault.Cancelled)
 }
 
 func TestUnsupportedHops(t *testing.T) {

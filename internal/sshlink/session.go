@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -43,8 +44,16 @@ func (t *transport) Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mu
 	return p, nil
 }
 
-// openSession opens a session channel when one may be open. A server that allows fewer than we think refuses: then the next
-// attempt waits for a session to end.
+// Pauses between attempts to open a session that the server refused, and how many to make while we hold none ourselves: servers
+// count a session for a moment after they have closed it.
+const (
+	firstPause = 20 * time.Millisecond
+	lastPause  = time.Second
+	maxRefused = 6
+)
+
+// openSession opens a session channel when one may be open. A server that allows fewer than we think refuses: then we wait
+// until a session of ours has ended.
 func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
 	select {
 	case t.slots <- struct{}{}:
@@ -53,34 +62,49 @@ func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.R
 	case <-ctx.Done():
 		return nil, nil, t.tooMany(ctx)
 	}
-	for {
+	ch, requests, err := t.tryOpen(ctx)
+	if err != nil {
+		<-t.slots
+		return nil, nil, err
+	}
+	t.live.Add(1)
+	return ch, requests, nil
+}
+
+// tryOpen is openSession with a slot in hand.
+func (t *transport) tryOpen(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
+	refusals := 0
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		ch, requests, err := t.openChannel(ctx, "session", nil)
 		if err == nil {
-			t.wake() // there may be room for another one that waits
 			return ch, requests, nil
 		}
 		refused, isRefused := errors.AsType[*ssh.OpenChannelError](err)
-		if isRefused && len(t.slots) > 1 {
-			select {
-			case <-t.freed:
-				continue
-			case <-t.done:
-			case <-ctx.Done():
-			}
-		}
-		<-t.slots
 		switch {
-		case ctx.Err() != nil && isRefused:
-			return nil, nil, t.tooMany(ctx)
 		case ctx.Err() != nil:
 			return nil, nil, ctxFault(ctx, "Opening a session on "+t.name)
-		case isRefused && t.alive():
+		case !isRefused || !t.alive():
+			return nil, nil, t.ended()
+		}
+		if refusals++; t.live.Load() > 0 {
+			refusals = 0
+		}
+		if refusals >= maxRefused {
 			return nil, nil, &fault.Error{
 				Kind: fault.Unsupported, Message: fmt.Sprintf("%s refuses sessions: %s", t.name, fault.Clean([]byte(refused.Message))),
-				Hint: "Look at MaxSessions and PermitTTY in the server's sshd_config; at least one session is needed.",
+				Hint: "Look at MaxSessions in the server's sshd_config; at least one session is needed.",
 			}
-		default:
-			return nil, nil, t.ended()
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-t.freed:
+		case <-timer.C:
+		case <-t.done:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return nil, nil, t.tooMany(ctx)
 		}
 	}
 }
@@ -110,14 +134,11 @@ func (t *transport) ended() error {
 
 // release gives a session's slot back.
 func (t *transport) release() {
+	t.live.Add(-1)
 	<-t.slots
-	t.wake()
-}
-
-func (t *transport) wake() {
 	select {
 	case t.freed <- struct{}{}:
-	default:
+	default: // a waiter that comes later tries at once
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -61,7 +62,7 @@ func TestCloseUnblocks(t *testing.T) {
 		go func() { _, err := p.Stderr().Read(make([]byte, 1)); ended <- err }()
 		go func() { _, err := io.CopyN(p, zeros{}, 64<<20); ended <- err }()
 		go func() { _, err := p.Wait(); ended <- err }()
-		time.Sleep(time.Second) // until all of them wait
+		synctest.Wait() // until all of them wait
 		_ = p.Close()
 		for range 4 {
 			if err := <-ended; err == nil {
@@ -99,7 +100,7 @@ func TestLostConnection(t *testing.T) {
 			t.Errorf("Err says %v", link.Err())
 		}
 		_, err = link.Exec(t.Context(), []byte("y"), mux.ExecOptions{})
-		typed(t, err, fault.AgentDied)
+		failsAs(t, err, fault.AgentDied)
 		_ = p.Close()
 	})
 }
@@ -115,11 +116,11 @@ func TestClosedByUs(t *testing.T) {
 			}
 		}
 		<-link.Done()
-		typed(t, link.Err(), fault.Cancelled)
+		failsAs(t, link.Err(), fault.Cancelled)
 		_, err := p.Wait()
-		typed(t, err, fault.Cancelled)
+		failsAs(t, err, fault.Cancelled)
 		_, err = link.Exec(t.Context(), []byte("y"), mux.ExecOptions{})
-		typed(t, err, fault.Cancelled)
+		failsAs(t, err, fault.Cancelled)
 	})
 }
 
@@ -192,6 +193,18 @@ func TestNoSessionFree(t *testing.T) {
 			t.Errorf("hint %q", f.Hint)
 		}
 		_ = p.Close()
+	})
+}
+
+// TestSessionsRefused: a server that allows none is an error, not a wait.
+func TestSessionsRefused(t *testing.T) {
+	b := newBench(t)
+	b.server.MaxSessions = -1
+	inBubble(t, b, func(t *testing.T, link mux.Transport) {
+		_, err := link.Exec(t.Context(), []byte("x"), mux.ExecOptions{})
+		if f := typed(t, err, fault.Unsupported); f.Message != "deploy@h1 refuses sessions: open failed" {
+			t.Errorf("got %q", f.Message)
+		}
 	})
 }
 

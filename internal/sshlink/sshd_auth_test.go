@@ -148,7 +148,7 @@ func TestKeysAgainstSSHD(t *testing.T) {
 		}},
 		"open to all": {want: "permissions are too open", set: func(t *testing.T, s *setting) {
 			s.hop.PrivateKeyFile = file(t, rsa, "")
-			if err := os.Chmod(s.hop.PrivateKeyFile, 0o644); err != nil { //nolint:gosec // the fault under test
+			if err := os.Chmod(s.hop.PrivateKeyFile, 0o644); err != nil { // the fault under test
 				t.Fatal(err)
 			}
 		}},

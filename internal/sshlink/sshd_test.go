@@ -232,7 +232,7 @@ func TestServerDies(t *testing.T) {
 	}
 	a.DropAll()
 	_, err = p.Wait()
-	typed(t, err, fault.AgentDied)
+	failsAs(t, err, fault.AgentDied)
 	<-link.Done()
 	_ = p.Close()
 }

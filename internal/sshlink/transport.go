@@ -9,6 +9,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -28,7 +29,8 @@ type transport struct {
 
 	forwardsAgent bool
 	slots         chan struct{} // one for each session that may be open
-	freed         chan struct{} // a session has ended; see openSession
+	live          atomic.Int32  // sessions that are open
+	freed         chan struct{} // has a value when a session has ended since somebody looked
 
 	wg     sync.WaitGroup
 	done   chan struct{}

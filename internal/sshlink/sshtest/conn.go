@@ -115,7 +115,7 @@ type Faults struct {
 	Operations int64 // the connection ends after that many reads and writes
 	Received   int64 // … after that many bytes read
 	Sent       int64 // … after that many bytes written
-	Stall      bool  // instead of ending, nothing moves any more until Close
+	Stall      bool  // instead of ending, nothing comes any more and what is written is lost, until Close
 
 	operations, received, sent atomic.Int64
 	frozen                     atomic.Bool
@@ -166,25 +166,26 @@ func (f *Faults) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write implements net.Conn.
+// Write implements net.Conn. A stalled write succeeds, as it does while the system has room for what it cannot send.
 func (f *Faults) Write(p []byte) (int, error) {
-	if n := f.operations.Add(1); f.Operations > 0 && n > f.Operations {
-		return 0, f.fail()
+	n := f.operations.Add(1)
+	room := int64(len(p))
+	switch {
+	case f.frozen.Load() || (f.Operations > 0 && n > f.Operations):
+		room = 0
+	case f.Sent > 0:
+		room = max(0, min(room, f.Sent-f.sent.Load()))
 	}
-	if f.Sent > 0 {
-		left := f.Sent - f.sent.Load()
-		if int64(len(p)) > left {
-			n, _ := f.Conn.Write(p[:max(left, 0)])
-			f.sent.Add(int64(n))
-			return n, f.fail()
-		}
+	sent, err := f.Conn.Write(p[:room])
+	f.sent.Add(int64(sent))
+	switch {
+	case err != nil || room == int64(len(p)):
+		return sent, err
+	case f.Stall || f.frozen.Load():
+		return len(p), nil
+	default:
+		return sent, f.fail()
 	}
-	if f.frozen.Load() {
-		return 0, f.fail()
-	}
-	n, err := f.Conn.Write(p)
-	f.sent.Add(int64(n))
-	return n, err
 }
 
 // Close implements net.Conn.

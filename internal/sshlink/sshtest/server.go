@@ -18,7 +18,7 @@ type Server struct {
 	Noise string
 	// Exec runs a command; nil: the command's text comes back on stdout, with code 0.
 	Exec func(cmd string, ch ssh.Channel) uint32
-	// MaxSessions that may be open at once, 0 for any number.
+	// MaxSessions that may be open at once, 0 for any number, -1 for none.
 	MaxSessions int
 	// Requests gets the type of each request within sessions, if it is not nil.
 	Requests func(kind string, payload []byte)
@@ -80,7 +80,7 @@ func (s *Server) answer(requests <-chan *ssh.Request) {
 
 func (s *Server) open(offer ssh.NewChannel) {
 	s.mu.Lock()
-	full := s.MaxSessions > 0 && s.sessions >= s.MaxSessions
+	full := s.MaxSessions != 0 && s.sessions >= s.MaxSessions
 	if !full {
 		s.sessions++
 	}

@@ -63,7 +63,7 @@ func StartSSHD(t testing.TB, o Options) *SSHD {
 	t.Helper()
 	program := FindSSHD(t)
 	if os.Getuid() == 0 {
-		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { //nolint:gosec // sshd demands it so
+		if err := os.MkdirAll("/run/sshd", 0o755); err != nil { // sshd demands it so
 			t.Skipf("sshd needs /run/sshd: %v", err)
 		}
 	}
@@ -97,7 +97,7 @@ func StartSSHD(t testing.TB, o Options) *SSHD {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Port = s.listener.Addr().(*net.TCPAddr).AddrPort().Port() //nolint:forcetypeassert // a tcp listener
+	s.Port = s.listener.Addr().(*net.TCPAddr).AddrPort().Port() // a tcp listener
 	log, err := os.Create(filepath.Join(s.Dir, "log"))
 	if err != nil {
 		t.Fatal(err)
@@ -122,15 +122,15 @@ func (s *SSHD) serve(program, config string, log *os.File) {
 		if err != nil {
 			return
 		}
-		file, err := conn.(*net.TCPConn).File() //nolint:forcetypeassert // a tcp listener
+		file, err := conn.(*net.TCPConn).File() // a tcp listener
 		if err != nil {
 			_ = conn.Close()
 			continue
 		}
-		cmd := exec.Command(program, "-i", "-E", log.Name(), "-f", config) //nolint:noctx,gosec // ends with its connection
+		cmd := exec.Command(program, "-i", "-E", log.Name(), "-f", config) // ends with its connection
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = file, file, log
 		if err := cmd.Start(); err != nil {
-			fmt.Fprintln(log, err)
+			_, _ = fmt.Fprintln(log, err)
 			_ = file.Close()
 			_ = conn.Close()
 			continue
