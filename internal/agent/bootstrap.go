@@ -35,9 +35,6 @@ type Options struct {
 // Connect skips noise up to the magic, sends the agent and returns without waiting for its HELLO: requests may be queued at once. ctx
 // bounds Connect only. It owns conn from now on, also when it fails. Errors are *fault.Error.
 func Connect(ctx context.Context, conn Conn, o Options) (*Link, error) {
-	if o.Log == nil {
-		o.Log = hclog.NewNullLogger()
-	}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	in := bufio.NewReaderSize(conn, readBuffer)
 	noise, err := skipNoise(in)
@@ -48,10 +45,10 @@ func Connect(ctx context.Context, conn Conn, o Options) (*Link, error) {
 		_ = conn.Close()
 		return nil, startFault(conn, noise, err)
 	}
-	if len(noise) > 0 {
-		o.Log.Debug("skipped noise before the agent", "name", o.Name, "text", fault.Clean(noise))
-	}
 	l := newLink(conn, in, o)
+	if len(noise) > 0 {
+		l.o.Log.Debug("skipped noise before the agent", "name", o.Name, "text", fault.Clean(noise))
+	}
 	l.received = int64(len(noise) + len(magic))
 	l.heard = true
 	first := binary.BigEndian.AppendUint32(nil, uint32(len(Source()))) //nolint:gosec // some tens of KiB

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
@@ -67,6 +69,9 @@ type Link struct {
 }
 
 func newLink(conn Conn, in *bufio.Reader, o Options) *Link {
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
 	l := &Link{
 		conn: conn, in: in, o: o,
 		failed: make(chan struct{}), done: make(chan struct{}), helloed: make(chan struct{}), blobTurn: make(chan struct{}, 1),

@@ -111,6 +111,7 @@ func (o *outbox) takeData(b []byte) []byte {
 			b = AppendFrame(b, Frame{Type: c.typ, Stream: s.id, Payload: c.payload})
 			room -= len(c.payload)
 			s.outBytes -= len(c.payload)
+			s.unreturned += len(c.payload)
 			if c.typ == TypeEnd {
 				s.endTaken = true
 			}

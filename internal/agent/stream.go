@@ -60,7 +60,8 @@ type Stream struct {
 	out        []chunk
 	outBytes   int
 	inReady    bool
-	credit     int // what the agent may still be sent
+	credit     int // what may still be queued for the agent
+	unreturned int // what has left and the agent gave no credit for
 	endQueued  bool
 	endTaken   bool
 	cancelled  bool
@@ -328,9 +329,10 @@ func (s *Stream) accept(f Frame) error {
 }
 
 func (s *Stream) acceptCredit(n uint32) error {
-	if n == 0 || uint64(n) > uint64(Window-s.credit) { //nolint:gosec // credit is never above Window
-		return violation("CREDIT of %d with %d in use", n, Window-s.credit)
+	if n == 0 || int64(n) > int64(s.unreturned) {
+		return violation("CREDIT of %d for %d bytes", n, s.unreturned)
 	}
+	s.unreturned -= int(n)
 	s.credit += int(n)
 	s.notify()
 	return nil

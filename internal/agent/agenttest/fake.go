@@ -35,14 +35,17 @@ func Link(t testing.TB, o agent.Options, script func(*Fake)) *agent.Link {
 // Script runs script on conn. When it returns conn is closed; the test waits for it.
 func Script(t testing.TB, conn net.Conn, script func(*Fake)) {
 	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer func() { _ = conn.Close() }()
-		script(&Fake{Conn: conn, t: t})
-	})
+	wg.Go(func() { Play(t, conn, script) })
 	t.Cleanup(func() {
 		_ = conn.Close()
 		wg.Wait()
 	})
+}
+
+// Play runs script on conn and closes it. The script may end its goroutine: deferred calls come after it, other statements need not.
+func Play(t testing.TB, conn net.Conn, script func(*Fake)) {
+	defer func() { _ = conn.Close() }()
+	script(&Fake{Conn: conn, t: t})
 }
 
 // Magic is what stage 1 says first.
