@@ -29,6 +29,7 @@ type world struct {
 	opening    map[string]int
 	gate       map[string]chan struct{} // opening waits for it, if there is one
 	fail       map[string]error         // opening fails
+	deaf       bool                     // opening does not hear that it was cancelled
 	transports []*fakeTransport
 	peers      []*fakePeer
 }
@@ -47,6 +48,9 @@ func (w *world) begin(ctx context.Context, what string) error {
 	w.opening[what]++
 	w.most[what] = max(w.most[what], w.opening[what])
 	gate, err := w.gate[what], w.fail[what]
+	if w.deaf {
+		ctx = context.Background()
+	}
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()

