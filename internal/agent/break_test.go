@@ -120,7 +120,7 @@ func exchange(ctx context.Context, l *agent.Link) error {
 const unbroken = 1 << 40
 
 // attempt connects over a brittle conn and exchanges; it reports how much was left of each direction.
-func attempt(ctx context.Context, t *testing.T, piece int, read, write int64) (err error, readLeft, writeLeft int64) {
+func attempt(ctx context.Context, t *testing.T, piece int, read, write int64) (readLeft, writeLeft int64, err error) {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	played := make(chan struct{})
@@ -142,13 +142,13 @@ func attempt(ctx context.Context, t *testing.T, piece int, read, write int64) (e
 	}
 	_ = ours.Close()
 	<-played
-	return err, conn.readable.Load(), conn.written.Load()
+	return conn.readable.Load(), conn.written.Load(), err
 }
 
 // TestEveryBreak breaks the wire after every byte of a short exchange, in each direction: it always ends, with a typed error.
 func TestEveryBreak(t *testing.T) {
 	ctx := within(t)
-	err, read, write := attempt(ctx, t, 1<<20, unbroken, unbroken)
+	read, write, err := attempt(ctx, t, 1<<20, unbroken, unbroken)
 	must(t, err)
 	reads, writes := unbroken-read, unbroken-write
 	broken := func(t *testing.T, err error, at int64) {
@@ -160,14 +160,14 @@ func TestEveryBreak(t *testing.T) {
 	}
 	t.Run("reading", func(t *testing.T) {
 		for n := range reads - 1 {
-			err, _, _ := attempt(ctx, t, 1<<20, n, unbroken)
+			_, _, err := attempt(ctx, t, 1<<20, n, unbroken)
 			broken(t, err, n)
 		}
 	})
 	t.Run("writing", func(t *testing.T) {
 		source := int64(len(agent.Source())) + 4
 		for n := int64(0); n < writes-1; n++ {
-			err, _, _ := attempt(ctx, t, 1<<20, unbroken, n)
+			_, _, err := attempt(ctx, t, 1<<20, unbroken, n)
 			broken(t, err, n)
 			if n > 10 && n < source-10 { // one place in the source is like another
 				n = min(n+997, source-10)
@@ -181,7 +181,7 @@ func TestShortReads(t *testing.T) {
 	ctx := within(t)
 	for _, piece := range []int{1, 2, 3, 8, 9, 10, 13} {
 		t.Run(strconv.Itoa(piece), func(t *testing.T) {
-			err, _, _ := attempt(ctx, t, piece, unbroken, unbroken)
+			_, _, err := attempt(ctx, t, piece, unbroken, unbroken)
 			must(t, err)
 		})
 	}
