@@ -64,8 +64,8 @@ class FakeSession:
         body = b''.join(part.data for part in bodies)
         for number, step in enumerate(request.steps):
             kind = step.WhichOneof('action')
-            self._note(f'{kind} {" > ".join(_hop(hop) for hop in request.path.hops)}')
             rc, stdout, stderr = getattr(self, f'_{kind}')(getattr(step, kind or ''), request.path, body)
+            self._note(f'{kind} {" > ".join(_hop(hop) for hop in request.path.hops)}')
             yield jobs_pb2.RunReply(output=jobs_pb2.Output(step=number, stdout=stdout[:7]))
             yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, rc=rc, stdout=stdout[7:], stderr=stderr))
 

@@ -1,0 +1,174 @@
+"""Whole playbooks against a session that runs everything on this machine: which requests are made, and that results come back."""
+
+from __future__ import annotations
+
+import collections
+import getpass
+import os
+import pathlib
+import subprocess
+import sys
+import typing as t
+
+import pytest
+
+USER = getpass.getuser()
+HERE = pathlib.Path(__file__).resolve().parent
+PLUGINS = HERE.parents[1] / 'ansible_plugins'
+
+INVENTORY = f"""
+[all:vars]
+ansible_host=127.0.0.1
+ansible_user={USER}
+ansible_python_interpreter={sys.executable}
+[all]
+"""
+
+
+class Run(t.NamedTuple):
+    rc: int
+    output: str
+    log: collections.Counter[str]
+
+
+Play = t.Callable[..., Run]
+
+
+@pytest.fixture
+def play(tmp_path: pathlib.Path) -> Play:
+    """Runs a playbook for one host; without ``fake`` it is the real ansible-playbook with the real session."""
+    def run(tasks: str, host: str = 'h1', fake: bool = True, environ: dict[str, str] | None = None, strategy: str = 'mitogen_linear',
+            facts: str = 'false', then: str = '') -> Run:
+        (tmp_path / 'inventory').write_text(INVENTORY + host + '\n')
+        body = ''.join(f'    {line}\n' for line in tasks.splitlines() if line.strip())
+        after = f'- hosts: all\n  gather_facts: false\n  strategy: linear\n  tasks:\n    - {then}\n' if then else ''
+        (tmp_path / 'play.yml').write_text(f'- hosts: all\n  gather_facts: {facts}\n  tasks:\n{body}{after}')
+        program = [str(HERE / 'fake_daemon.py')] if fake else ['-c', 'from ansible.cli.playbook import main; main()']
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_'))}
+        done = subprocess.run([sys.executable, *program, '-i', 'inventory', 'play.yml', '-v'], cwd=tmp_path, capture_output=True, text=True, check=False, env={
+            **clean, 'HOME': str(tmp_path), 'FAKE_DAEMON': str(tmp_path), 'ANSIBLE_STRATEGY': strategy, 'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
+            'ANSIBLE_CONNECTION_PLUGINS': str(PLUGINS / 'connection'), 'ANSIBLE_DEPRECATION_WARNINGS': '0', 'ANSIBLE_HOME': str(tmp_path / 'home'), 'ANSIBLE_ASYNC_DIR': str(tmp_path / 'async'),
+            **(environ or {})})
+        log = tmp_path / 'log'
+        lines = log.read_text().splitlines() if log.exists() else []
+        return Run(done.returncode, done.stdout + done.stderr, collections.Counter(line for line in lines if not line.startswith(('upload', 'detach'))))
+    return run
+
+
+COMMAND = """
+- command: echo hi
+  register: r
+- assert: {that: r.stdout == 'hi'}
+"""
+
+MODULE_ON_SSH = {f'module ssh {USER}@127.0.0.1': 1}
+
+
+@pytest.mark.parametrize('strategy', ['mitogen', 'mitogen_linear', 'mitogen_free', 'mitogen_host_pinned'])
+def test_a_module_is_one_request(play: Play, strategy: str) -> None:
+    done = play(COMMAND, strategy=strategy)
+    assert (done.rc, done.log) == (0, MODULE_ON_SSH), done.output
+
+
+@pytest.mark.parametrize(('connection', 'log'), [
+    ('ssh', MODULE_ON_SSH),
+    ('ansible.builtin.ssh', MODULE_ON_SSH),
+    ('local', {'module local': 1}),
+    ('ansible.builtin.local', {'module local': 1}),
+])
+def test_connections_by_every_name(play: Play, connection: str, log: dict[str, int]) -> None:
+    done = play(COMMAND, host=f'h1 ansible_connection={connection}')
+    assert (done.rc, done.log) == (0, log), done.output
+
+
+@pytest.mark.parametrize('environ', [{}, {'MITOGEN_SEAMS': '0', 'ANSIBLE_PIPELINING': '1'}], ids=['seams', 'none'])
+@pytest.mark.parametrize(('connection', 'log'), [('mitogen_ssh', MODULE_ON_SSH), ('mitogen_local', {'module local': 1})])
+def test_under_the_stock_strategy(play: Play, environ: dict[str, str], connection: str, log: dict[str, int]) -> None:
+    tasks = """
+- shell: echo $A; pwd
+  environment: {A: "{{ value }}"}
+  vars: &vars {value: "b 'c' $HOME"}
+  register: r
+- assert: {that: "r.stdout_lines[0] == value"}
+  vars: *vars
+"""
+    done = play(tasks, host=f'h1 ansible_connection={connection}', environ=environ, strategy='linear')
+    assert (done.rc, done.log) == (0, log), done.output
+
+
+@pytest.mark.parametrize(('host', 'environ'), [
+    ('h1 ansible_connection=local mitogen_enabled=false', {}),
+    ('h1 ansible_connection=mitogen_local mitogen_enabled="{{ 1 == 2 }}"', {}),
+    ('h1 ansible_connection=local', {'MITOGEN_ENABLED': '0'}),
+    ('h1 ansible_connection=mitogen_local', {'MITOGEN_ENABLED': '0'}),
+])
+def test_switched_off(play: Play, host: str, environ: dict[str, str]) -> None:
+    done = play(COMMAND, host=host, environ=environ)
+    assert (done.rc, done.log) == (0, {}), done.output
+
+
+def test_a_play_after_ours_is_plain_again(play: Play) -> None:
+    done = play(COMMAND, host='h1 ansible_connection=local', then='command: echo plain')
+    assert (done.rc, done.log) == (0, {'module local': 1}), done.output
+
+
+def test_loops_reuse_the_connection(play: Play) -> None:
+    done = play("""
+- command: echo {{ item }}
+  loop: [1, 2, 3]
+  register: r
+- assert: {that: "r.results | map(attribute='stdout') | list == ['1', '2', '3']"}
+""")
+    assert (done.rc, done.log) == (0, {f'module ssh {USER}@127.0.0.1': 3}), done.output
+
+
+@pytest.mark.parametrize('task', [
+    'command: {cmd: echo hi}\n  async: 20\n  poll: 1',                       # two files and the core's async_wrapper
+    'command: echo hi\n  environment: {PYTHONDONTWRITEBYTECODE: "1"}',       # a variable that only a new interpreter sees
+    'command: echo hi\n  environment: {LD_BIND_NOW: "1"}',
+], ids=['async', 'python variable', 'loader variable'])
+def test_what_is_not_covered_goes_the_cores_way(play: Play, task: str) -> None:
+    done = play(f"- {task}\n  register: r\n- assert: {{that: r.stdout == 'hi'}}")
+    assert done.rc == 0, done.output
+    assert done.log[f'command ssh {USER}@127.0.0.1'] > 0
+
+
+FACTS = """#!/usr/bin/python
+from ansible.module_utils.basic import AnsibleModule
+AnsibleModule(argument_spec={}).exit_json(ansible_facts={NAME: 'here'})
+"""
+
+
+def test_parallel_fact_gathering_gets_real_payloads(play: Play, tmp_path: pathlib.Path) -> None:
+    (tmp_path / 'library').mkdir()
+    for name in ('one', 'two'):
+        (tmp_path / 'library' / f'{name}.py').write_text(FACTS.replace('NAME', repr(name)))
+    done = play("- assert: {that: ansible_facts.one == 'here' and ansible_facts.two == 'here'}", facts='true', environ={'ANSIBLE_FACTS_MODULES': 'one,two'})
+    assert done.rc == 0, done.output
+    assert done.log[f'put ssh {USER}@127.0.0.1'] == 4, done.log  # each module and its async_wrapper
+
+
+def test_raw_copy_fetch(play: Play, tmp_path: pathlib.Path) -> None:
+    done = play(f"""
+- raw: echo raw
+  register: r
+- assert: {{that: "r.stdout_lines == ['raw']"}}
+- copy: {{content: "text\\n", dest: {tmp_path}/out}}
+- fetch: {{src: {tmp_path}/out, dest: {tmp_path}/fetched, flat: true}}
+- meta: reset_connection
+""")
+    assert done.rc == 0, done.output
+    assert (tmp_path / 'fetched').read_text() == 'text\n'
+    assert done.log[f'put ssh {USER}@127.0.0.1'] == done.log[f'get ssh {USER}@127.0.0.1'] == done.log['reset h1'] == 1
+
+
+def test_an_untouched_type_is_said_once(play: Play) -> None:
+    done = play('- command: echo hi\n- command: echo hi\n  ignore_unreachable: true', host='h1 ansible_connection=psrp')
+    assert done.output.count('mitogen-mux leaves connections of type ansible.builtin.psrp as they are') == 1, done.output
+
+
+def test_no_daemon_is_one_line_with_the_remedy(play: Play) -> None:
+    done = play(COMMAND, fake=False, environ={'MITOGEN_MUX_BIN': '/no/such/mitogen-mux'})
+    assert done.rc != 0
+    assert 'MITOGEN_MUX_BIN names /no/such/mitogen-mux' in done.output
+    assert 'Traceback' not in done.output
