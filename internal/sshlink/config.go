@@ -64,7 +64,7 @@ var defaultPreferred = []string{"gssapi-with-mic", "hostbased", "publickey", "ke
 // defaultConfig is what `ssh -G` says where there is no configuration and there are no options.
 func defaultConfig(host, user string) *config {
 	return &config{
-		Host: host, HostName: host, Port: 22, User: user,
+		Host: host, HostName: strings.ToLower(host), Port: 22, User: user,
 		AddressFamily: "any", ConnectionAttempts: 1, TCPKeepAlive: true, AliveCountMax: 3,
 		IdentityFiles: []string{"~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ecdsa_sk", "~/.ssh/id_ed25519", "~/.ssh/id_ed25519_sk"},
 		PubkeyAuth:    true, PasswordAuth: true, KbdInteractiveAuth: true, PreferredAuths: defaultPreferred, ForwardAgent: "no",

@@ -130,10 +130,7 @@ func (a *attempt) handshake(ctx context.Context, w *wire, limit *time.Timer) (*t
 	defer stop()
 	a.stage.Store(int32(stageBanner))
 	w.first = func() { a.stage.CompareAndSwap(int32(stageBanner), int32(stageExchange)) }
-	trust, err := newHostKeys(a.cfg, a.place, a.d.log)
-	if err != nil {
-		return nil, &fault.Error{Kind: fault.HostKeyUnknown, Message: "Cannot verify the host key of " + a.cfg.HostName, Cause: err}
-	}
+	trust := newHostKeys(a.cfg, a.place, a.d.log)
 	ring, err := loadKeys(ctx, a.cfg, a.place, a.hop)
 	if err != nil {
 		return nil, err

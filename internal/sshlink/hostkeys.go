@@ -26,7 +26,7 @@ type hostKeys struct {
 	distrust func() // called when a key is let through although it differs
 }
 
-func newHostKeys(c *config, p *place, log hclog.Logger) (*hostKeys, error) {
+func newHostKeys(c *config, p *place, log hclog.Logger) *hostKeys {
 	k := &hostKeys{cfg: c, log: log, name: strings.ToLower(c.HostName)}
 	switch {
 	case c.HostKeyAlias != "":
@@ -43,11 +43,7 @@ func newHostKeys(c *config, p *place, log hclog.Logger) (*hostKeys, error) {
 	for _, file := range c.GlobalKnownHosts {
 		files = append(files, p.path(c, file))
 	}
-	all, err := readKnownHosts(files)
-	if err != nil {
-		return nil, err
-	}
-	for _, line := range all {
+	for _, line := range readKnownHosts(files) {
 		if line.matches(k.name) || (k.bare != "" && line.matches(k.bare)) {
 			k.lines = append(k.lines, line)
 		}
@@ -55,7 +51,7 @@ func newHostKeys(c *config, p *place, log hclog.Logger) (*hostKeys, error) {
 	if c.RevokedHostKeys != "" {
 		k.revoked = p.path(c, c.RevokedHostKeys)
 	}
-	return k, nil
+	return k
 }
 
 // algorithms puts those first for which a key is known, so that a server with several keys shows a known one.

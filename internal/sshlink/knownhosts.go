@@ -6,9 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha1" // hashed names in known_hosts are defined by it
 	"encoding/base64"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,16 +32,14 @@ const (
 	markRevoked   = "@revoked"
 )
 
-// readKnownHosts reads files in order. Missing files are empty and lines that make no sense are passed over, as by ssh.
-func readKnownHosts(files []string) ([]knownLine, error) {
+// readKnownHosts reads files in order. As by ssh, files that cannot be read count as empty, and lines that make no sense are
+// passed over.
+func readKnownHosts(files []string) []knownLine {
 	var all []knownLine
 	for _, file := range files {
 		data, err := os.ReadFile(file)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot read %s: %w", file, err)
+			continue
 		}
 		n := 0
 		for line := range bytes.Lines(data) {
@@ -63,7 +59,7 @@ func readKnownHosts(files []string) ([]knownLine, error) {
 			all = append(all, known)
 		}
 	}
-	return all, nil
+	return all
 }
 
 // public decodes the line's key, nil if it cannot be.

@@ -197,6 +197,7 @@ func TestPlainConfig(t *testing.T) {
 	for name, h := range map[string]*hop.SSH{
 		"host":     {Host: "h1", HostKeyChecking: true, TimeoutSeconds: 10},
 		"all":      {Host: "h1", Port: 2222, User: "deploy", PrivateKeyFile: "/k/id", TimeoutSeconds: 7},
+		"capitals": {Host: "H1.Example.ORG", HostKeyChecking: true, TimeoutSeconds: 10},
 		"password": {Host: "h1", Password: hop.NewSecret([]byte("x")), HostKeyChecking: true, TimeoutSeconds: 10},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -400,11 +401,7 @@ func FuzzKnownHosts(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, host string) {
 		file := filepath.Join(t.TempDir(), "k")
 		sshtest.WriteFile(t, file, string(b))
-		lines, err := readKnownHosts([]string{file})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, l := range lines {
+		for _, l := range readKnownHosts([]string{file}) {
 			_, _ = l.matches(host), l.public()
 		}
 	})

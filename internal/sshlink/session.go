@@ -68,12 +68,13 @@ func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.R
 		return nil, nil, err
 	}
 	t.live.Add(1)
+	t.opened.Add(1)
 	return ch, requests, nil
 }
 
 // tryOpen is openSession with a slot in hand.
 func (t *transport) tryOpen(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
-	refusals := 0
+	refusals, opened := 0, t.opened.Load()
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		ch, requests, err := t.openChannel(ctx, "session", nil)
 		if err == nil {
@@ -86,8 +87,9 @@ func (t *transport) tryOpen(ctx context.Context) (ssh.Channel, <-chan *ssh.Reque
 		case !isRefused || !t.alive():
 			return nil, nil, t.ended()
 		}
-		if refusals++; t.live.Load() > 0 {
-			refusals = 0
+		refusals++
+		if now := t.opened.Load(); now != opened || t.live.Load() > 0 { // others get sessions: this one's turn will come
+			refusals, opened = 0, now
 		}
 		if refusals >= maxRefused {
 			return nil, nil, &fault.Error{

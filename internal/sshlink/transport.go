@@ -30,6 +30,7 @@ type transport struct {
 	forwardsAgent bool
 	slots         chan struct{} // one for each session that may be open
 	live          atomic.Int32  // sessions that are open
+	opened        atomic.Int64  // sessions that there ever were
 	freed         chan struct{} // has a value when a session has ended since somebody looked
 
 	wg     sync.WaitGroup
