@@ -36,6 +36,7 @@ _ASSIGNMENT = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)=(.*)', re.S)
 @dataclasses.dataclass(frozen=True)
 class Zip:
     """The files of a payload as they came."""
+
     name: str
     fqn: str
     data: str  # base64
@@ -109,7 +110,7 @@ def _environment(connection: t.Any, cmd: str, escalation: hops.Escalation | None
         inner = inner.removesuffix(tail.strip()).rstrip() if inner.endswith(' sleep 0') else inner
     if not inner.endswith(interpreter):
         return None
-    prefix = inner[:-len(interpreter)].strip()
+    prefix = inner[: -len(interpreter)].strip()
     result: dict[str, str] = {}
     for word in shlex.split(prefix):
         match = _ASSIGNMENT.fullmatch(word)

@@ -43,6 +43,7 @@ def preload_roots() -> list[str]:
     if BUILT_MODULE is None:
         return ['ansible.module_utils.basic']
     from ansible.module_utils._internal import _json
+
     names = [_json.get_module_serialization_profile_module_name(PROFILE, to_module) for to_module in (True, False)]
     return ['ansible.module_utils.basic', LOADER, *names]
 
@@ -52,6 +53,7 @@ def wants_extensions(task_vars: dict[str, t.Any]) -> bool:
     if BUILT_MODULE is None:
         return bool(os.environ.get('_ANSIBLE_COVERAGE_CONFIG'))
     from ansible._internal._ansiballz import _builder
+
     if C.config.get_config_value('_MODULE_METADATA'):
         return True
     return bool(_builder.ExtensionManager.create(task_vars=task_vars).extension_names)
@@ -62,8 +64,10 @@ def encode_params(module_args: dict[str, t.Any]) -> bytes:
     params = {'ANSIBLE_MODULE_ARGS': module_args}
     if BUILT_MODULE is None:
         from ansible.module_utils.common.json import AnsibleJSONEncoder
+
         return json.dumps(params, cls=AnsibleJSONEncoder, vault_to_text=True).encode()
     from ansible.module_utils.common.json import Direction, get_module_encoder
+
     return json.dumps(params, cls=get_module_encoder(PROFILE, Direction.CONTROLLER_TO_MODULE)).encode()
 
 
@@ -76,6 +80,7 @@ def fill_payload(archive: t.Any, module_name: str, fqn: str, path: str, source: 
         return
     from ansible._internal._ansiballz import _builder
     from ansible._internal._datatag._tags import Origin
+
     extensions = _builder.ExtensionManager()
     now = datetime.datetime.now(datetime.timezone.utc)
     module_common.recursive_finder(module_name, fqn, Origin(path=path).tag(source), archive, now, extensions)
@@ -99,18 +104,20 @@ def prewarm() -> None:
     if BUILT_MODULE is None:
         return
     from ansible.module_utils.common.json import Direction, get_module_decoder, get_module_encoder
+
     get_module_encoder(PROFILE, Direction.CONTROLLER_TO_MODULE)
     get_module_decoder(PROFILE, Direction.MODULE_TO_CONTROLLER)
     with contextlib.suppress(ImportError, AttributeError, TypeError):
         from ansible._internal import _task  # 2.21: field tables of results
+
         _task.UnifiedTaskResult.from_module_result_dict({})
         _task.UnifiedTaskResult.from_action_result_dict({})
 
 
 def missing_seams() -> str:
     """What this core lacks of what the seams stand on; empty if they fit. A core newer than those that are known may have moved it."""
-    from ansible.plugins import action
-    from ansible.plugins import loader
+    from ansible.plugins import action, loader
+
     wanted = {'module_name', 'module_path', 'module_args', 'templar', 'task_vars', 'async_timeout', 'environment', 'remote_is_local'}
     original = getattr(action, 'modify_module', None)
     if original is None:

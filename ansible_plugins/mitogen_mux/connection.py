@@ -22,11 +22,7 @@ from .v1 import error_pb2, jobs_pb2, path_pb2
 BODY_PART = 128 << 10
 
 SSH_DEFINITIONS: dict[str, dict[str, t.Any]] = {
-    'mitogen_inventory_name': {
-        'description': ['For messages only.'],
-        'default': '',
-        'vars': [{'name': 'inventory_hostname'}],
-    },
+    'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]}
 }
 """For ssh alone, whose plugin knows this variable already: a new one would show in the results of delegated tasks."""
 
@@ -37,7 +33,7 @@ DEFINITIONS: dict[str, dict[str, t.Any]] = {
         'default': True,
         'vars': [{'name': 'mitogen_enabled'}],
         'env': [{'name': 'MITOGEN_ENABLED'}],
-    },
+    }
 }
 """Our own variables, as options of the plugins that we stand in front of: so the core finds, templates and delegates them."""
 
@@ -107,8 +103,11 @@ class MuxConnection:
         path = path_pb2.Path(hops=[self.mux_account(token.interpreter)])
         if self._mux_become(cmd):
             path.hops.append(hops.become(self, token.interpreter, session.attach.stage1, session.attach.agent_name))
-        step = jobs_pb2.Step(module=jobs_pb2.Module(payload=token.source.key(), params=token.params, name=token.source.name,
-                                                    rlimit_nofile=token.rlimit_nofile, process=self.mux_process()))
+        step = jobs_pb2.Step(
+            module=jobs_pb2.Module(
+                payload=token.source.key(), params=token.params, name=token.source.name, rlimit_nofile=token.rlimit_nofile, process=self.mux_process()
+            )
+        )
         for name, value in token.environment:
             step.module.environment.add(name=name, value=value)
         try:
@@ -300,10 +299,7 @@ class LocalConnection(MuxConnection):
                 _session().reset(self.mux_host(), path_pb2.Path(hops=[self.mux_account()]))
 
 
-MIXINS: dict[str, type[MuxConnection]] = {
-    'ansible.builtin.ssh': SshConnection,
-    'ansible.builtin.local': LocalConnection,
-}
+MIXINS: dict[str, type[MuxConnection]] = {'ansible.builtin.ssh': SshConnection, 'ansible.builtin.local': LocalConnection}
 """The plugins that we stand in front of, by full name."""
 
 _classes: dict[tuple[type, type], type] = {}
@@ -352,7 +348,7 @@ class _Bodies:
         if data is None or not data:
             return
         for offset in range(0, len(data), BODY_PART):
-            yield jobs_pb2.Body(step=0, data=data[offset:offset + BODY_PART], last=offset + BODY_PART >= len(data))
+            yield jobs_pb2.Body(step=0, data=data[offset : offset + BODY_PART], last=offset + BODY_PART >= len(data))
 
 
 def _session() -> daemon.Session:

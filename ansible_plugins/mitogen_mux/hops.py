@@ -22,6 +22,7 @@ from .v1 import path_pb2
 @dataclasses.dataclass(frozen=True)
 class Escalation:
     """What a become plugin made of a command: kept so that nobody has to take it apart again."""
+
     success: str
     command: str
     """The command before the become plugin wrapped it."""

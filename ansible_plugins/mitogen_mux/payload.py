@@ -78,6 +78,7 @@ class Buildable(t.Protocol):
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A new-style Python module as its file has it."""
+
     name: str
     fqn: str
     path: str
@@ -101,6 +102,7 @@ class Source:
 @dataclasses.dataclass
 class Payload:
     """A manifest with what it was made from."""
+
     manifest: files_pb2.Manifest
     inputs: list[files_pb2.OfferRequest.Input]
     blobs: dict[bytes, bytes]
@@ -304,8 +306,11 @@ class _Record:
                 self._embedded(path, data)
         result = []
         for path, info in self._files.items():
-            result.append(files_pb2.OfferRequest.Input(path=path, dev=info.st_dev, ino=info.st_ino, size=info.st_size, mtime_ns=info.st_mtime_ns,
-                                                       ctime_ns=info.st_ctime_ns))
+            result.append(
+                files_pb2.OfferRequest.Input(
+                    path=path, dev=info.st_dev, ino=info.st_ino, size=info.st_size, mtime_ns=info.st_mtime_ns, ctime_ns=info.st_ctime_ns
+                )
+            )
         for path, mtime in self._folders.items():
             result.append(files_pb2.OfferRequest.Input(path=path, mtime_ns=mtime, directory=True))
         for path in sorted(self._absent):

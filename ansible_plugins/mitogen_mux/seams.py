@@ -90,6 +90,7 @@ def _configure_module(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any
             return original(self, *args, **kwargs)
         finally:
             _current_action.reset(reset)
+
     return configure_module
 
 
@@ -98,6 +99,7 @@ def _is_pipelining_enabled(original: t.Callable[..., bool]) -> t.Callable[..., b
         if not ours(self._connection):
             return original(self, module_style, wrap_async)
         return module_style == 'new' and not wrap_async and not C.DEFAULT_KEEP_REMOTE_FILES
+
     return is_pipelining_enabled
 
 
@@ -105,6 +107,7 @@ def _transfer_data(original: t.Callable[..., str]) -> t.Callable[..., str]:
     def transfer_data(self: t.Any, remote_path: str, data: t.Any) -> str:
         # Some actions write the payload to a file after all (parallel fact gathering, for one): then it must be the real one.
         return original(self, remote_path, data.stock() if isinstance(data, payload.Token) else data)
+
     return transfer_data
 
 
@@ -119,6 +122,7 @@ def _modify_module(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
         call.apply_defaults()
         answer = _tokenize(action, call.arguments, lambda: compat.built_data(original(*args, **kwargs)))
         return original(*args, **kwargs) if answer is None else answer
+
     return modify_module
 
 
@@ -139,8 +143,9 @@ def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes
     except TypeError:
         return None  # the core says it better
     interpreter, arguments = module_common._extract_interpreter(source.data)
-    shebang, interpreter = module_common._get_shebang(interpreter or '/usr/bin/python', call['task_vars'], call['templar'], arguments,
-                                                      remote_is_local=call['remote_is_local'])
+    shebang, interpreter = module_common._get_shebang(
+        interpreter or '/usr/bin/python', call['task_vars'], call['templar'], arguments, remote_is_local=call['remote_is_local']
+    )
     if '/' not in interpreter and any(name == b'PATH' for name, _ in environment):
         return None
     token = payload.Token()

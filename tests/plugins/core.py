@@ -15,11 +15,12 @@ from ansible.executor import module_common  # noqa: E402
 from ansible.parsing.dataloader import DataLoader  # noqa: E402
 from ansible.plugins.loader import init_plugin_loader, module_loader  # noqa: E402
 from ansible.template import Templar  # noqa: E402
-from ansible.utils.context_objects import CLIArgs  # noqa: E402
 from ansible.utils.collection_loader import AnsibleCollectionConfig  # noqa: E402
+from ansible.utils.context_objects import CLIArgs  # noqa: E402
 
 if AnsibleCollectionConfig.collection_finder is None:
     from ansible import context
+
     context.CLIARGS = CLIArgs({'connection': 'smart', 'timeout': 10})
     init_plugin_loader()
 
@@ -45,8 +46,15 @@ def module_path(name: str) -> str:
 
 def stock(name: str, path: str, args: dict[str, t.Any], variables: dict[str, t.Any] | None = None, environment: dict[str, t.Any] | None = None) -> t.Any:
     """What the core's own modify_module makes of a module."""
-    return module_common.modify_module(module_name=name, module_path=path, module_args=args, templar=templar(variables),
-                                       task_vars=variables or VARIABLES, module_compression='ZIP_DEFLATED', environment=environment or {})
+    return module_common.modify_module(
+        module_name=name,
+        module_path=path,
+        module_args=args,
+        templar=templar(variables),
+        task_vars=variables or VARIABLES,
+        module_compression='ZIP_DEFLATED',
+        environment=environment or {},
+    )
 
 
-__all__ = ['C', 'ROOT', 'VARIABLES', 'builtin_modules', 'loader', 'module_common', 'module_path', 'stock', 'templar', 'types']
+__all__ = ['ROOT', 'VARIABLES', 'C', 'builtin_modules', 'loader', 'module_common', 'module_path', 'stock', 'templar', 'types']

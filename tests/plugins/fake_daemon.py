@@ -143,6 +143,7 @@ def main() -> None:
     session = FakeSession(pathlib.Path(os.environ['FAKE_DAEMON']))
     daemon.session = lambda: session  # type: ignore[assignment,return-value]
     from ansible.cli.playbook import main as ansible_playbook
+
     ansible_playbook()
 
 

@@ -7,10 +7,11 @@ import shlex
 import sys
 import typing as t
 
-import core
 import pytest
 from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import become_loader, connection_loader
+
+import core
 from mitogen_mux import connection, hops, seams
 from mitogen_mux.v1 import path_pb2
 
@@ -34,10 +35,23 @@ def make(name: str, variables: dict[str, t.Any], task: dict[str, t.Any] | None =
 
 SSH_CASES: dict[str, dict[str, t.Any]] = {
     'nothing': {'inventory_hostname': 'h1'},
-    'all': {'inventory_hostname': 'h1', 'ansible_host': '10.0.0.1', 'ansible_port': 2222, 'ansible_user': 'deploy', 'ansible_password': 'pä ss',
-            'ansible_ssh_private_key_file': '~/key', 'ansible_ssh_args': '-C -o "A=b c"', 'ansible_ssh_common_args': '-o X=y', 'ansible_ssh_extra_args': '-v',
-            'ansible_ssh_executable': '/opt/ssh', 'ansible_ssh_timeout': 33, 'ansible_ssh_retries': 2, 'ansible_host_key_checking': False,
-            'ansible_control_path': '%(directory)s/x', 'ansible_control_path_dir': '/tmp/cp'},
+    'all': {
+        'inventory_hostname': 'h1',
+        'ansible_host': '10.0.0.1',
+        'ansible_port': 2222,
+        'ansible_user': 'deploy',
+        'ansible_password': 'pä ss',
+        'ansible_ssh_private_key_file': '~/key',
+        'ansible_ssh_args': '-C -o "A=b c"',
+        'ansible_ssh_common_args': '-o X=y',
+        'ansible_ssh_extra_args': '-v',
+        'ansible_ssh_executable': '/opt/ssh',
+        'ansible_ssh_timeout': 33,
+        'ansible_ssh_retries': 2,
+        'ansible_host_key_checking': False,
+        'ansible_control_path': '%(directory)s/x',
+        'ansible_control_path_dir': '/tmp/cp',
+    },
     'older names': {'ansible_ssh_host': '10.0.0.2', 'ansible_ssh_port': '23', 'ansible_ssh_user': 'u', 'ansible_ssh_pass': 'p'},
     'off': {'mitogen_enabled': 'no'},
 }
@@ -120,6 +134,7 @@ def test_become_hop_for_a_command() -> None:
 @pytest.mark.parametrize(('variables', 'prompt'), [({}, 'Mot de passe : '), ({}, 'PASSWORD:'), ({'ansible_su_prompt_l10n': ['Geheim']}, 'geheim：')])
 def test_su_prompts(variables: dict[str, t.Any], prompt: str) -> None:
     import re
+
     made = becoming('su', variables)
     made.become.build_become_command('id', made._shell)
     become = hops.become(made).become

@@ -11,11 +11,11 @@ import pathlib
 import typing as t
 import zipfile
 
-import core
 import pytest
-from mitogen_mux import ansiballz, compat, payload
-
 from ansible.plugins.loader import module_utils_loader
+
+import core
+from mitogen_mux import ansiballz, compat, payload
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +26,7 @@ def own_tmp(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import threading
 
         from ansible.executor import action_write_locks
+
         monkeypatch.setitem(action_write_locks.action_write_locks, None, threading.Lock())
 
 
@@ -77,7 +78,7 @@ def role(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, utils: dict[str,
     path = folder / 'library' / 'mine.py'
     path.write_text(module)
     paths = [str(folder / 'module_utils')]
-    monkeypatch.setattr(module_utils_loader, '_get_paths', lambda subdirs=True: list(paths))
+    monkeypatch.setattr(module_utils_loader, '_get_paths', lambda **_: list(paths))
     return str(path)
 
 
@@ -148,19 +149,22 @@ def test_the_key_tells_what_decides(tmp_path: pathlib.Path, monkeypatch: pytest.
     assert ping is not None and command is not None
     key = ping.key()
     assert key == ping.key() and len(key) == 32 and key != command.key()
-    monkeypatch.setattr(module_utils_loader, '_get_paths', lambda subdirs=True: [str(tmp_path)])
+    monkeypatch.setattr(module_utils_loader, '_get_paths', lambda **_: [str(tmp_path)])
     assert key != ping.key()
 
 
-@pytest.mark.parametrize(('text', 'python'), [
-    (MODULE, True),
-    ('#!/usr/bin/python\n#<<INCLUDE_ANSIBLE_MODULE_COMMON>>\n', True),
-    ('#!/bin/sh\necho WANT_JSON\n', False),
-    ('#!/usr/bin/python\nx = """<<INCLUDE_ANSIBLE_MODULE_JSON_ARGS>>"""\n', False),
-    ('#!powershell\n#AnsibleRequires -CSharpUtil Ansible.Basic\n', False),
-    ('#!/bin/sh\necho old\n', False),
-    ('\x7fELF\x00\x01\x02', False),
-])
+@pytest.mark.parametrize(
+    ('text', 'python'),
+    [
+        (MODULE, True),
+        ('#!/usr/bin/python\n#<<INCLUDE_ANSIBLE_MODULE_COMMON>>\n', True),
+        ('#!/bin/sh\necho WANT_JSON\n', False),
+        ('#!/usr/bin/python\nx = """<<INCLUDE_ANSIBLE_MODULE_JSON_ARGS>>"""\n', False),
+        ('#!powershell\n#AnsibleRequires -CSharpUtil Ansible.Basic\n', False),
+        ('#!/bin/sh\necho old\n', False),
+        ('\x7fELF\x00\x01\x02', False),
+    ],
+)
 def test_only_new_style_python_modules_are_ours(text: str, python: bool, tmp_path: pathlib.Path) -> None:
     path = tmp_path / 'mine'
     path.write_text(text)
@@ -189,13 +193,16 @@ def test_one_of_two_processes_builds() -> None:
         assert again
 
 
-@pytest.mark.parametrize(('variables', 'expected'), [
-    ({}, []),
-    ({'A': 'b c', 'N': None, 'I': 1}, [(b'A', b'b c'), (b'N', b'None'), (b'I', b'1')]),
-    ({'A': 'ü'}, [(b'A', 'ü'.encode())]),
-    ({'PYTHONPATH': '/x'}, None),
-    ({'LD_PRELOAD': '/x'}, None),
-    ({'not-a-name': 'x'}, None),
-])
+@pytest.mark.parametrize(
+    ('variables', 'expected'),
+    [
+        ({}, []),
+        ({'A': 'b c', 'N': None, 'I': 1}, [(b'A', b'b c'), (b'N', b'None'), (b'I', b'1')]),
+        ({'A': 'ü'}, [(b'A', 'ü'.encode())]),
+        ({'PYTHONPATH': '/x'}, None),
+        ({'LD_PRELOAD': '/x'}, None),
+        ({'not-a-name': 'x'}, None),
+    ],
+)
 def test_environment(variables: dict[str, t.Any], expected: list[tuple[bytes, bytes]] | None) -> None:
     assert payload.environment(variables) == expected

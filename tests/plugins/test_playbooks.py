@@ -37,21 +37,45 @@ Play = t.Callable[..., Run]
 @pytest.fixture
 def play(tmp_path: pathlib.Path) -> Play:
     """Runs a playbook for one host; without ``fake`` it is the real ansible-playbook with the real session."""
-    def run(tasks: str, host: str = 'h1', fake: bool = True, environ: dict[str, str] | None = None, strategy: str = 'mitogen_linear',
-            facts: str = 'false', then: str = '') -> Run:
+
+    def run(
+        tasks: str,
+        host: str = 'h1',
+        fake: bool = True,
+        environ: dict[str, str] | None = None,
+        strategy: str = 'mitogen_linear',
+        facts: str = 'false',
+        then: str = '',
+    ) -> Run:
         (tmp_path / 'inventory').write_text(INVENTORY + host + '\n')
         body = ''.join(f'    {line}\n' for line in tasks.splitlines() if line.strip())
         after = f'- hosts: all\n  gather_facts: false\n  strategy: linear\n  tasks:\n    - {then}\n' if then else ''
         (tmp_path / 'play.yml').write_text(f'- hosts: all\n  gather_facts: {facts}\n  tasks:\n{body}{after}')
         program = [str(HERE / 'fake_daemon.py')] if fake else ['-c', 'from ansible.cli.playbook import main; main()']
         clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_'))}
-        done = subprocess.run([sys.executable, *program, '-i', 'inventory', 'play.yml', '-v'], cwd=tmp_path, capture_output=True, text=True, check=False, env={
-            **clean, 'HOME': str(tmp_path), 'FAKE_DAEMON': str(tmp_path), 'ANSIBLE_STRATEGY': strategy, 'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
-            'ANSIBLE_CONNECTION_PLUGINS': str(PLUGINS / 'connection'), 'ANSIBLE_DEPRECATION_WARNINGS': '0', 'ANSIBLE_HOME': str(tmp_path / 'home'), 'ANSIBLE_ASYNC_DIR': str(tmp_path / 'async'),
-            **(environ or {})})
+        done = subprocess.run(
+            [sys.executable, *program, '-i', 'inventory', 'play.yml', '-v'],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={
+                **clean,
+                'HOME': str(tmp_path),
+                'FAKE_DAEMON': str(tmp_path),
+                'ANSIBLE_STRATEGY': strategy,
+                'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
+                'ANSIBLE_CONNECTION_PLUGINS': str(PLUGINS / 'connection'),
+                'ANSIBLE_DEPRECATION_WARNINGS': '0',
+                'ANSIBLE_HOME': str(tmp_path / 'home'),
+                'ANSIBLE_ASYNC_DIR': str(tmp_path / 'async'),
+                **(environ or {}),
+            },
+        )
         log = tmp_path / 'log'
         lines = log.read_text().splitlines() if log.exists() else []
         return Run(done.returncode, done.stdout + done.stderr, collections.Counter(line for line in lines if not line.startswith(('upload', 'detach'))))
+
     return run
 
 
@@ -70,12 +94,10 @@ def test_a_module_is_one_request(play: Play, strategy: str) -> None:
     assert (done.rc, done.log) == (0, MODULE_ON_SSH), done.output
 
 
-@pytest.mark.parametrize(('connection', 'log'), [
-    ('ssh', MODULE_ON_SSH),
-    ('ansible.builtin.ssh', MODULE_ON_SSH),
-    ('local', {'module local': 1}),
-    ('ansible.builtin.local', {'module local': 1}),
-])
+@pytest.mark.parametrize(
+    ('connection', 'log'),
+    [('ssh', MODULE_ON_SSH), ('ansible.builtin.ssh', MODULE_ON_SSH), ('local', {'module local': 1}), ('ansible.builtin.local', {'module local': 1})],
+)
 def test_connections_by_every_name(play: Play, connection: str, log: dict[str, int]) -> None:
     done = play(COMMAND, host=f'h1 ansible_connection={connection}')
     assert (done.rc, done.log) == (0, log), done.output
@@ -96,12 +118,15 @@ def test_under_the_stock_strategy(play: Play, environ: dict[str, str], connectio
     assert (done.rc, done.log) == (0, log), done.output
 
 
-@pytest.mark.parametrize(('host', 'environ'), [
-    ('h1 ansible_connection=local mitogen_enabled=false', {}),
-    ('h1 ansible_connection=mitogen_local mitogen_enabled="{{ 1 == 2 }}"', {}),
-    ('h1 ansible_connection=local', {'MITOGEN_ENABLED': '0'}),
-    ('h1 ansible_connection=mitogen_local', {'MITOGEN_ENABLED': '0'}),
-])
+@pytest.mark.parametrize(
+    ('host', 'environ'),
+    [
+        ('h1 ansible_connection=local mitogen_enabled=false', {}),
+        ('h1 ansible_connection=mitogen_local mitogen_enabled="{{ 1 == 2 }}"', {}),
+        ('h1 ansible_connection=local', {'MITOGEN_ENABLED': '0'}),
+        ('h1 ansible_connection=mitogen_local', {'MITOGEN_ENABLED': '0'}),
+    ],
+)
 def test_switched_off(play: Play, host: str, environ: dict[str, str]) -> None:
     done = play(COMMAND, host=host, environ=environ)
     assert (done.rc, done.log) == (0, {}), done.output
@@ -122,11 +147,15 @@ def test_loops_reuse_the_connection(play: Play) -> None:
     assert (done.rc, done.log) == (0, {f'module ssh {USER}@127.0.0.1': 3}), done.output
 
 
-@pytest.mark.parametrize('task', [
-    'command: {cmd: echo hi}\n  async: 20\n  poll: 1',                       # two files and the core's async_wrapper
-    'command: echo hi\n  environment: {PYTHONDONTWRITEBYTECODE: "1"}',       # a variable that only a new interpreter sees
-    'command: echo hi\n  environment: {LD_BIND_NOW: "1"}',
-], ids=['async', 'python variable', 'loader variable'])
+@pytest.mark.parametrize(
+    'task',
+    [
+        'command: {cmd: echo hi}\n  async: 20\n  poll: 1',  # two files and the core's async_wrapper
+        'command: echo hi\n  environment: {PYTHONDONTWRITEBYTECODE: "1"}',  # a variable that only a new interpreter sees
+        'command: echo hi\n  environment: {LD_BIND_NOW: "1"}',
+    ],
+    ids=['async', 'python variable', 'loader variable'],
+)
 def test_what_is_not_covered_goes_the_cores_way(play: Play, task: str) -> None:
     done = play(f"- {task}\n  register: r\n- assert: {{that: r.stdout == 'hi'}}")
     assert done.rc == 0, done.output
