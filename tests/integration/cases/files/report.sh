@@ -1,0 +1,3 @@
+#!/bin/sh
+echo "report of $(id -un) in $(pwd): $#: $*"
+echo err >&2

@@ -1,0 +1,2 @@
+def length(word):
+    return len(word)
