@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -127,6 +128,17 @@ func TestRealCommandWithManyBytes(t *testing.T) {
 	must(t, <-sent)
 	if g.stdout != string(in) {
 		t.Errorf("%d bytes came back, or others", len(g.stdout))
+	}
+}
+
+// TestRealOutputsShareCredit: two outputs that use up one stream's credit together are both whole.
+func TestRealOutputsShareCredit(t *testing.T) {
+	ctx, l := within(t), agenttest.Start(t, "")
+	const size = 6 << 20
+	s := open(ctx, t, l, agent.Command{Argv: argv("/bin/sh", "-c", "head -c 6291456 /dev/zero >&2 & head -c 6291456 /dev/zero; wait")})
+	must(t, s.CloseSend())
+	if g := gather(ctx, t, s); len(g.stdout) != size || len(g.stderr) != size {
+		t.Errorf("%d bytes of stdout, %d of stderr", len(g.stdout), len(g.stderr))
 	}
 }
 
@@ -270,6 +282,32 @@ func TestRealAgentKilled(t *testing.T) {
 	if fault.KindOf(l.Err()) != fault.AgentDied {
 		t.Errorf("the link ended with %v", l.Err())
 	}
+	must(t, l.Close())
+}
+
+// TestRealLocalAgent: the controller's own agent comes to a socket, shows its token and is an agent like any other.
+func TestRealLocalAgent(t *testing.T) {
+	ctx := within(t)
+	dir, err := os.MkdirTemp("", "mux") // the paths of t.TempDir are too long for sockets
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "agent.sock")
+	listener, err := net.Listen("unix", socket)
+	must(t, err)
+	defer func() { _ = listener.Close() }()
+	agenttest.Spawn(t, "", "-c", agent.Stage1Local(), "mitogen-mux: local", socket, "00ff")
+	conn, err := listener.Accept()
+	must(t, err)
+	line := make([]byte, len("MUXATTACH 00ff\n"))
+	_, err = io.ReadFull(conn, line)
+	must(t, err)
+	if string(line) != "MUXATTACH 00ff\n" {
+		t.Fatalf("it says %q", line)
+	}
+	l, err := agent.Connect(ctx, conn, agent.Options{})
+	must(t, err)
+	_, err = l.Hello(ctx)
+	must(t, err)
 	must(t, l.Close())
 }
 
