@@ -214,7 +214,8 @@ class SshConnection(MuxConnection):
 
     def _mux_farewell(self) -> bytes:
         """What ssh itself adds to stderr when it ends a session that has a terminal."""
-        words = ' '.join(self.mux_account().ssh.args).lower()
+        ssh = self.mux_account().ssh
+        words = ' '.join([*ssh.args, *ssh.late_args]).lower()
         if ' -q ' in f' {words} ' or any(f'loglevel{sep}{level}' in words for sep in '= ' for level in ('quiet', 'fatal', 'error')):
             return b''
         shared = 'Shared connection' if 'controlpersist' in words else 'Connection'

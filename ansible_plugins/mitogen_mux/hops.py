@@ -50,7 +50,8 @@ def ssh(connection: t.Any, interpreter: str = '') -> path_pb2.Hop:
         user=to_text(option(connection, 'remote_user', '')),
         private_key_file=os.path.expanduser(to_text(option(connection, 'private_key_file', ''))),
         host_key_checking=option(connection, 'host_key_checking', True) is not False,
-        args=_ssh_args(connection),
+        args=_ssh_args(connection, 'ssh_args'),
+        late_args=_ssh_args(connection, 'ssh_common_args', 'ssh_extra_args'),
         ssh_executable=_unless(option(connection, 'ssh_executable', ''), 'ssh'),
         pkcs11_provider=to_text(option(connection, 'pkcs11_provider', '')),
         control_path=_control_path(connection),
@@ -115,9 +116,9 @@ def watch(plugin: t.Any, remember: t.Callable[[Escalation], None]) -> None:
     plugin.build_become_command = build_become_command
 
 
-def _ssh_args(connection: t.Any) -> list[str]:
+def _ssh_args(connection: t.Any, *names: str) -> list[str]:
     words: list[str] = []
-    for name in ('ssh_args', 'ssh_common_args', 'ssh_extra_args'):
+    for name in names:
         words += connection._split_ssh_args(to_text(option(connection, name, '')))
     return words
 

@@ -50,7 +50,8 @@ type SSH struct {
 	PrivateKey           Secret
 	PrivateKeyPassphrase Secret
 	HostKeyChecking      bool
-	Args                 []string
+	Args                 []string // before the port, user and key of this hop on ssh's command line
+	LateArgs             []string // behind them
 	Executable           string
 	PKCS11Provider       string
 	ControlPath          string

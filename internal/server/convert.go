@@ -99,8 +99,8 @@ func toSSH(h *muxv1.SshHop) (*hop.SSH, error) {
 	if h.GetPort() > 65535 {
 		return nil, invalid("port %d", h.GetPort())
 	}
-	if len(h.GetArgs()) > maxWords {
-		return nil, invalid("%d ssh arguments", len(h.GetArgs()))
+	if words := len(h.GetArgs()) + len(h.GetLateArgs()); words > maxWords {
+		return nil, invalid("%d ssh arguments", words)
 	}
 	if err := short(h.GetHost(), h.GetUser(), h.GetPrivateKeyFile(), h.GetSshExecutable(), h.GetPkcs11Provider(), h.GetControlPath()); err != nil {
 		return nil, err
@@ -115,6 +115,7 @@ func toSSH(h *muxv1.SshHop) (*hop.SSH, error) {
 		PrivateKeyPassphrase: hop.NewSecret(h.GetPrivateKeyPassphrase().GetValue()),
 		HostKeyChecking:      h.GetHostKeyChecking(),
 		Args:                 h.GetArgs(),
+		LateArgs:             h.GetLateArgs(),
 		Executable:           h.GetSshExecutable(),
 		PKCS11Provider:       h.GetPkcs11Provider(),
 		ControlPath:          h.GetControlPath(),

@@ -45,10 +45,11 @@ func newResolver() *resolver {
 
 // resolve returns what ssh would do for h. The result is shared: nobody changes it.
 func (r *resolver) resolve(ctx context.Context, h *hop.SSH, p *place) (*config, error) {
-	args, configFile := arguments(h), configFileOf(h.Args)
+	users := slices.Concat(h.Args, h.LateArgs)
+	args, configFile := arguments(h), configFileOf(users)
 	files := configFiles(p, configFile)
 	stamp, volatile := stampOf(files)
-	if stamp == "" && onlyMoot(h.Args) {
+	if stamp == "" && onlyMoot(users) {
 		return plainConfig(h, p), nil
 	}
 	c, err := r.ask(ctx, p, h.Executable, args, h.Host, stamp, volatile)
@@ -199,7 +200,7 @@ func arguments(h *hop.SSH) []string {
 	if h.TimeoutSeconds != 0 {
 		option("ConnectTimeout=" + strconv.Itoa(int(h.TimeoutSeconds)))
 	}
-	return args
+	return append(args, h.LateArgs...)
 }
 
 // withoutPassword are the methods that Ansible lets ssh try when there is no password.

@@ -406,3 +406,29 @@ func FuzzKnownHosts(f *testing.F) {
 		}
 	})
 }
+
+// TestArgumentsKeepTheCoresOrder: of two values ssh takes the first, and the core puts ssh_args before its own options, the rest behind.
+func TestArgumentsKeepTheCoresOrder(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "config")
+	sshtest.WriteFile(t, file, "")
+	for name, c := range map[string]struct {
+		hop  hop.SSH
+		want string
+	}{
+		"early wins":      {hop.SSH{Port: 22, Args: []string{"-F", file, "-o", "Port=1"}}, "1"},
+		"late loses":      {hop.SSH{Port: 22, Args: []string{"-F", file}, LateArgs: []string{"-o", "Port=1"}}, "22"},
+		"late, unopposed": {hop.SSH{Args: []string{"-F", file}, LateArgs: []string{"-o", "Port=1"}}, "1"},
+		"file named late": {hop.SSH{LateArgs: []string{"-F", file, "-p", "3"}}, "3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.hop.Host = "h1"
+			cfg, err := newResolver().resolve(t.Context(), &c.hop, testPlace(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := fmt.Sprint(cfg.Port); got != c.want {
+				t.Errorf("port %s, want %s", got, c.want)
+			}
+		})
+	}
+}

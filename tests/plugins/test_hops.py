@@ -82,7 +82,7 @@ def test_ssh_hop() -> None:
     assert (ssh.host, ssh.port, ssh.user, ssh.ssh_executable) == ('10.0.0.1', 2222, 'deploy', '/opt/ssh')
     assert ssh.password.value == 'pä ss'.encode()
     assert ssh.private_key_file == str(pathlib.Path('~/key').expanduser())
-    assert list(ssh.args) == ['-C', '-o', 'A=b c', '-o', 'X=y', '-v']
+    assert (list(ssh.args), list(ssh.late_args)) == (['-C', '-o', 'A=b c'], ['-o', 'X=y', '-v'])
     assert (ssh.timeout_seconds, ssh.reconnection_retries, ssh.host_key_checking) == (33, 2, False)
     assert ssh.control_path == '/tmp/cp/x'
 

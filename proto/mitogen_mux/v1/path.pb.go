@@ -235,7 +235,7 @@ type SshHop struct {
 	PrivateKey           *Secret                `protobuf:"bytes,6,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	PrivateKeyPassphrase *Secret                `protobuf:"bytes,7,opt,name=private_key_passphrase,json=privateKeyPassphrase,proto3" json:"private_key_passphrase,omitempty"`
 	HostKeyChecking      bool                   `protobuf:"varint,8,opt,name=host_key_checking,json=hostKeyChecking,proto3" json:"host_key_checking,omitempty"`
-	// ssh_args, ssh_common_args and ssh_extra_args, each split into words as the core splits them, in the core's order.
+	// ssh_args, split into words as the core splits them: they stand before what the core itself says (port, user, key).
 	Args                []string `protobuf:"bytes,9,rep,name=args,proto3" json:"args,omitempty"`
 	SshExecutable       string   `protobuf:"bytes,10,opt,name=ssh_executable,json=sshExecutable,proto3" json:"ssh_executable,omitempty"` // empty: "ssh"
 	Pkcs11Provider      string   `protobuf:"bytes,11,opt,name=pkcs11_provider,json=pkcs11Provider,proto3" json:"pkcs11_provider,omitempty"`
@@ -244,8 +244,10 @@ type SshHop struct {
 	ReconnectionRetries uint32   `protobuf:"varint,14,opt,name=reconnection_retries,json=reconnectionRetries,proto3" json:"reconnection_retries,omitempty"`
 	Verbosity           uint32   `protobuf:"varint,15,opt,name=verbosity,proto3" json:"verbosity,omitempty"`
 	PasswordMechanism   string   `protobuf:"bytes,16,opt,name=password_mechanism,json=passwordMechanism,proto3" json:"password_mechanism,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// ssh_common_args and ssh_extra_args: they stand behind it, and ssh takes the first of two values.
+	LateArgs      []string `protobuf:"bytes,17,rep,name=late_args,json=lateArgs,proto3" json:"late_args,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SshHop) Reset() {
@@ -388,6 +390,13 @@ func (x *SshHop) GetPasswordMechanism() string {
 		return x.PasswordMechanism
 	}
 	return ""
+}
+
+func (x *SshHop) GetLateArgs() []string {
+	if x != nil {
+		return x.LateArgs
+	}
+	return nil
 }
 
 // LocalHop is the controller's own account. Such a node belongs to one run: its agent is a child of the run's process that
@@ -598,7 +607,7 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\x05local\x18\x02 \x01(\v2\x18.mitogen_mux.v1.LocalHopB\x04\x88\xb5\x18\x01H\x00R\x05local\x129\n" +
 	"\x06become\x18\x03 \x01(\v2\x19.mitogen_mux.v1.BecomeHopB\x04\x88\xb5\x18\x01H\x00R\x06become\x12&\n" +
 	"\vinterpreter\x18\x0f \x01(\tB\x04\x88\xb5\x18\x01R\vinterpreterB\b\n" +
-	"\x06method\"\xcd\x05\n" +
+	"\x06method\"\xf0\x05\n" +
 	"\x06SshHop\x12\x18\n" +
 	"\x04host\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01R\x04host\x12\x18\n" +
 	"\x04port\x18\x02 \x01(\rB\x04\x88\xb5\x18\x01R\x04port\x12\x18\n" +
@@ -617,7 +626,8 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\x0ftimeout_seconds\x18\r \x01(\rR\x0etimeoutSeconds\x121\n" +
 	"\x14reconnection_retries\x18\x0e \x01(\rR\x13reconnectionRetries\x12\x1c\n" +
 	"\tverbosity\x18\x0f \x01(\rR\tverbosity\x12-\n" +
-	"\x12password_mechanism\x18\x10 \x01(\tR\x11passwordMechanism\"\n" +
+	"\x12password_mechanism\x18\x10 \x01(\tR\x11passwordMechanism\x12!\n" +
+	"\tlate_args\x18\x11 \x03(\tB\x04\x88\xb5\x18\x01R\blateArgs\"\n" +
 	"\n" +
 	"\bLocalHop\"\x9b\x03\n" +
 	"\tBecomeHop\x12\x1c\n" +
