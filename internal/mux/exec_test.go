@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,13 +19,17 @@ import (
 // attachReal starts a local agent, as a run's own process does, and hands its connection to the tree.
 func attachReal(t *testing.T, tree *Tree, python string, token []byte) {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "s")
+	dir, err := os.MkdirTemp("", "mux") // short enough for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	//nolint:noctx // it ends with its socket
 	cmd := exec.Command(python, "-c", agent.Stage1Local(), "mitogen-mux: test", socket, hexOf(token))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -313,7 +313,7 @@ func run(id string) hop.Run {
 }
 
 // wantFault fails the test unless err is a fault of that kind at that hop.
-func wantFault(t testing.TB, err error, kind fault.Kind, level int, name string) *fault.Error {
+func wantFault(t testing.TB, err error, kind fault.Kind, level int, name string) fault.Error {
 	t.Helper()
 	e, ok := errors.AsType[*fault.Error](err)
 	if !ok {
@@ -322,7 +322,7 @@ func wantFault(t testing.TB, err error, kind fault.Kind, level int, name string)
 	if e.Kind != kind || e.Hop != level || e.HopName != name {
 		t.Fatalf("got kind %d at hop %d %q (%v), want kind %d at hop %d %q", e.Kind, e.Hop, e.HopName, e, kind, level, name)
 	}
-	return e
+	return *e
 }
 
 // acquire fails the test if there is no context.

@@ -41,9 +41,9 @@ func (s *shellTransport) Close() error {
 }
 
 func (s *shellTransport) Exec(_ context.Context, cmd []byte, _ ExecOptions) (Process, error) {
-	c := exec.Command(s.shell, "-c", string(cmd)) //nolint:noctx // it ends with its stdin
+	c := exec.Command(s.shell, "-c", string(cmd))
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	in, err := c.StdinPipe()
+	theirIn, in, err := os.Pipe() // of our own: Cmd's is closed with the process, whatever its user is doing
 	if err != nil {
 		return nil, err
 	}
@@ -55,11 +55,11 @@ func (s *shellTransport) Exec(_ context.Context, cmd []byte, _ ExecOptions) (Pro
 	if err != nil {
 		return nil, err
 	}
-	c.Stdout, c.Stderr = theirOut, theirSaid
+	c.Stdin, c.Stdout, c.Stderr = theirIn, theirOut, theirSaid
 	if err := c.Start(); err != nil {
 		return nil, err
 	}
-	_, _ = theirOut.Close(), theirSaid.Close()
+	_, _, _ = theirIn.Close(), theirOut.Close(), theirSaid.Close()
 	p := &shellProcess{cmd: c, WriteCloser: in, out: out, said: said, exited: make(chan struct{})}
 	go func() {
 		defer close(p.exited)
@@ -204,8 +204,8 @@ func TestRealBecome(t *testing.T) {
 				if !strings.Contains(e.Stderr+e.Message, c.says) {
 					t.Errorf("got %q and %q, want %q in it", e.Message, e.Stderr, c.says)
 				}
-				if strings.Contains(fmt.Sprintf("%+v %v", *e, e), "secret") {
-					t.Errorf("the password is in the error: %+v", *e)
+				if strings.Contains(fmt.Sprintf("%+v %v", e, err), "secret") {
+					t.Errorf("the password is in the error: %+v", e)
 				}
 			}
 			if nodes := tree.Nodes(); len(nodes) < 2 {

@@ -149,7 +149,7 @@ func TestKindFailureIsNotKept(t *testing.T) {
 		_, err := attaching(t, tree, t.Context(), run("r1"), k.path)
 		e := wantFault(t, err, k.kind, len(k.path)-1, k.name)
 		if e.Cause == nil || !strings.Contains(e.Error(), "no luck") {
-			t.Errorf("the reason is lost: %v", e)
+			t.Errorf("the reason is lost: %v", err)
 		}
 		w.setFail(k.step, &fault.Error{Kind: fault.AuthFailed, Message: "typed"})
 		_, err = attaching(t, tree, t.Context(), run("r1"), k.path)
