@@ -90,7 +90,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	inherited, err := os.Create(ts.MkAbs("inherited"))
 	ts.Check(err)
-	defer inherited.Close() //nolint:errcheck // nothing is written
+	defer inherited.Close()
 	cmd := exec.Command(program, "serve")
 	cmd.Dir = ts.Getenv("WORK")
 	cmd.Env = append(os.Environ(), "MITOGEN_MUX_DIR="+ts.Getenv("MITOGEN_MUX_DIR"), "GORACE="+ts.Getenv("GORACE"))
@@ -180,7 +180,7 @@ func attach(ts *testscript.TestScript, _ bool, args []string) {
 	socket := strings.Fields(ts.Getenv(args[1] + "_LINE"))[4]
 	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	ts.Check(err)
-	defer conn.Close() //nolint:errcheck // of no further use
+	defer conn.Close()
 	_, err = muxv1.NewRunsClient(conn).Attach(context.Background(), &muxv1.AttachRequest{Pid: uint32(cmd.Process.Pid), CoreVersion: "2.16.19"})
 	ts.Check(err)
 }
