@@ -137,7 +137,7 @@ func run(parent context.Context, c Caller, line []byte, feed func(io.Writer) err
 	// In this order: Close unblocks whoever reads or writes, then they are waited for.
 	defer running.Wait()
 	defer end(nil)
-	defer process.Close() //nolint:errcheck // everything of worth has been read, or has failed
+	defer process.Close() // everything of worth has been read, or has failed
 	running.Go(func() {
 		<-ctx.Done()
 		_ = process.Close()

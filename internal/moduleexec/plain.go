@@ -30,7 +30,7 @@ func execPlain(parent context.Context, c Caller, cmd *Command, out *Output) (Res
 	// In this order: Close unblocks whoever reads or writes, then they are waited for.
 	defer running.Wait()
 	defer end(nil)
-	defer process.Close() //nolint:errcheck // everything of worth has been read, or has failed
+	defer process.Close() // everything of worth has been read, or has failed
 	running.Go(func() {
 		<-ctx.Done()
 		_ = process.Close()
