@@ -206,7 +206,7 @@ func faultAt(t *testing.T, transfer func(context.Context, Caller, string, string
 // waitForNoTemporary gives the agent, which has been left alone, the time to notice.
 func waitForNoTemporary(t *testing.T, dir string) {
 	t.Helper()
-	for ctx := within(t); ctx.Err() == nil; time.Sleep(time.Millisecond) {
+	for ctx := within(t); ctx.Err() == nil; <-time.After(time.Millisecond) {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
