@@ -207,8 +207,10 @@ def runtime_dir() -> pathlib.Path:
     """The daemon's folder, by the rules of internal/daemon."""
     if os.environ.get('MITOGEN_MUX_DIR'):
         return pathlib.Path(os.environ['MITOGEN_MUX_DIR'])
-    if os.environ.get('XDG_RUNTIME_DIR'):
-        return pathlib.Path(os.environ['XDG_RUNTIME_DIR'], 'mitogen-mux')
+    runtime = os.environ.get('XDG_RUNTIME_DIR', '')
+    with contextlib.suppress(OSError):
+        if os.path.isabs(runtime) and os.stat(runtime).st_uid == os.getuid():  # not another user's, as after su
+            return pathlib.Path(runtime, 'mitogen-mux')
     return pathlib.Path(f'/tmp/mitogen-mux-{os.getuid()}')
 
 
