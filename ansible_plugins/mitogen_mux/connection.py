@@ -239,8 +239,14 @@ class SshConnection(MuxConnection):
             return super().fetch_file(in_path, out_path)  # type: ignore[misc]
         self._mux_set_host()
         display.vvv(f'FETCH {in_path} TO {out_path}', self.host)
-        get = jobs_pb2.Get(source=to_bytes(in_path), path=os.path.abspath(to_text(out_path)))
-        return self.mux_steps(path_pb2.Path(hops=[self.mux_account()]), [jobs_pb2.Step(get=get)])[0]
+        source, dest = to_bytes(in_path), os.path.abspath(to_text(out_path))
+        listing = jobs_pb2.Command(argv=[b'ls', b'-dlL', b'--', source], plain=to_bytes(f'ls -dlL -- {shlex.quote(to_text(in_path))}'))
+        steps = [jobs_pb2.Step(command=listing), jobs_pb2.Step(get=jobs_pb2.Get(source=source, path=dest))]
+        # A new file gets the mode of the remote one, as from sftp, and nobody else can read it before that.
+        with _private_file(dest) as grant:
+            listed, answer = self.mux_steps(path_pb2.Path(hops=[self.mux_account()]), steps)
+            grant(_listed_mode(listed[1]))
+        return answer
 
     def reset(self) -> None:
         if not self.mux_enabled():
@@ -350,6 +356,34 @@ class _Bodies:
             return
         for offset in range(0, len(data), BODY_PART):
             yield jobs_pb2.Body(step=0, data=data[offset : offset + BODY_PART], last=offset + BODY_PART >= len(data))
+
+
+@contextlib.contextmanager
+def _private_file(path: str) -> t.Iterator[t.Callable[[int], None]]:
+    """Makes a new file that only its owner can read, for a content to come; gives the function that sets its final mode, less the umask.
+    Without a content it goes again; a file that is there already is left as it is."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except OSError:
+        yield lambda _: None
+        return
+    umask = os.umask(0o077)
+    os.umask(umask)
+    try:
+        yield lambda mode: os.chmod(path, mode & ~umask)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def _listed_mode(listing: bytes) -> int:
+    """The mode in a line of ``ls -l``, writable for the owner; that of a new file where there is none."""
+    letters = listing[1:10]
+    if len(letters) < 9:
+        return 0o666
+    bits = ''.join('0' if letter in b'-ST' else '1' for letter in letters)
+    return int(bits, 2) | 0o200
 
 
 def _session() -> daemon.Session:

@@ -181,3 +181,32 @@ def test_local_hop(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not made.mux_process().environ
     monkeypatch.setenv('CHANGED', 'by a plugin')
     assert (b'CHANGED', b'by a plugin') in [(v.name, v.value) for v in made.mux_process().environ]
+
+
+@pytest.mark.parametrize(
+    ('listing', 'mode'),
+    [
+        (b'-rw-r--r-- 1 a b 3 Jan 1 00:00 /x\n', 0o644),
+        (b'-r--r----- 1 a b 3 Jan 1 00:00 /x\n', 0o640),
+        (b'-rwsr-x--T+ 1 a b 3 Jan 1 00:00 /x\n', 0o750),
+        (b'', 0o666),
+    ],
+)
+def test_mode_of_a_fetched_file(listing: bytes, mode: int) -> None:
+    assert connection._listed_mode(listing) == mode
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_a_file_that_never_came_leaves_what_was(there: bool, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / 'file'
+    if there:
+        path.write_text('kept')
+
+    def fail() -> None:
+        with connection._private_file(str(path)):
+            assert there or path.stat().st_mode & 0o777 == 0o600
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert path.exists() is there and (not there or path.read_text() == 'kept')
