@@ -9,16 +9,16 @@ set -eu
 cd "$(dirname "$0")/.."
 name=$1
 
-# name, oldest and newest Python 3 (those that the package supports), packages
+# name, minor versions of Python 3 that the packages support in order of preference, packages
 case $name in
-2.16) min=10 max=12 packages="ansible-core==2.16.19" ;;
-2.17) min=10 max=12 packages="ansible-core==2.17.14" ;;
-2.18) min=11 max=13 packages="ansible-core==2.18.19" ;;
-2.19) min=11 max=13 packages="ansible-core==2.19.14" ;;
-2.20) min=12 max=14 packages="ansible-core==2.20.9" ;;
-2.21) min=12 max=14 packages="ansible-core==2.21.5" ;;
-tools) min=10 max=14 packages="-r tools/requirements.txt" ;;
-gen) min=8 max=12 packages="grpcio-tools==1.65.5 setuptools<81" ;;
+2.16) pythons="10 11 12" packages="ansible-core==2.16.19" ;; # the oldest of everything
+2.17) pythons="12 11 10" packages="ansible-core==2.17.14" ;;
+2.18) pythons="13 12 11" packages="ansible-core==2.18.19" ;;
+2.19) pythons="13 12 11" packages="ansible-core==2.19.14" ;;
+2.20) pythons="14 13 12" packages="ansible-core==2.20.9" ;;
+2.21) pythons="14 13 12" packages="ansible-core==2.21.5" ;;
+tools) pythons="13 12 11 10" packages="-r tools/requirements.txt" ;;
+gen) pythons="12 11 10 9 8" packages="grpcio-tools==1.65.5 setuptools<81" ;;
 *) echo "venv.sh: no environment is called $name" >&2; exit 2 ;;
 esac
 case $name in
@@ -27,12 +27,13 @@ case $name in
 esac
 
 venv=.venv-$name
-stamp=$(cat tools/*requirements.txt ansible_plugins/requirements.txt tools/venv.sh | sha256sum)
+stamp=$({ echo "$PWD"; cat tools/*requirements.txt ansible_plugins/requirements.txt tools/venv.sh; } | sha256sum)
 [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$stamp" ] || exit 0
 
-if ! python=$(tools/find-python.sh "$min" "$max"); then
-    if [ "$min" -gt 13 ] || [ "$max" -lt 13 ] || ! python=$(tools/python-from-debian.sh 2>&1); then
-        echo "$name needs a Python between 3.$min and 3.$max on PATH or in pyenv's folder${python:+, and none can be made: $python}"
+# shellcheck disable=SC2086 # words
+if ! python=$(tools/find-python.sh $pythons); then
+    if [[ " $pythons " != *" 13 "* ]] || ! python=$(tools/python-from-debian.sh 2>&1); then
+        echo "$name needs one of Python 3.{${pythons// /,}} on PATH or in pyenv's folder${python:+, and none can be made: $python}"
         exit 77
     fi
 fi
