@@ -124,7 +124,7 @@ class Batches:
 
     def __init__(self, site: runs.Site, tier: str, only: dict[str, set[str]]) -> None:
         self.site, self.tier, self.only = site, tier, only
-        self.seen: dict[tuple[str, tuple[str, ...]], runs.Run | Exception] = {}
+        self.seen: dict[tuple[str, tuple[str, ...]], runs.Run | BaseException] = {}
 
     def batch_of(self, way: str, case: str) -> tuple[str, ...]:
         """The cases that share a playbook run with this one: all that this session compares and that ask for no run of their own."""
@@ -141,10 +141,10 @@ class Batches:
                 args[args.index("--become-password-file") + 1] = str(self.site.password_file())
             try:
                 self.seen[key] = self.site.cases(runs.WAYS[way], about, args)
-            except Exception as error:  # the batch's other tests need not wait for it once more
+            except (Exception, pytest.fail.Exception) as error:  # the batch's other tests need not wait for it once more
                 self.seen[key] = error
         seen = self.seen[key]
-        if isinstance(seen, Exception):
+        if isinstance(seen, BaseException):
             raise seen
         return seen
 

@@ -17,10 +17,12 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import harness
@@ -30,6 +32,8 @@ PROJECT = HERE.parent.parent
 CASES = HERE / "cases"
 PLUGINS = PROJECT / "ansible_plugins"
 BINARY = Path(os.environ.get("MITOGEN_MUX_BIN") or PROJECT / "bin" / "mitogen-mux")
+
+SILENCE = 150  # seconds without a word after which a run is taken to hang
 
 Event = dict[str, Any]
 Tree = dict[str, dict[str, Any]]
@@ -252,13 +256,19 @@ class Site:
                 umask=0o022,
             )
 
-    def result(self, process: subprocess.Popen[bytes], directory: Path, seconds: float = 300) -> Run:
-        try:
-            rc = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            harness.end([process.pid, *harness.descendants(process.pid)])
-            rc = process.wait()
-            raise AssertionError(f"the run hangs:\n{(directory / 'stdout').read_text()[-3000:]}") from None
+    def result(self, process: subprocess.Popen[bytes], directory: Path) -> Run:
+        said, since = -1, time.monotonic()
+        while process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+            size = (directory / "stdout").stat().st_size
+            if size != said:
+                said, since = size, time.monotonic()
+            if time.monotonic() - since > SILENCE:
+                harness.end([process.pid, *harness.descendants(process.pid)])
+                process.wait()
+                pytest.fail(f"the run hangs:\n{(directory / 'stdout').read_text()[-2000:]}", pytrace=False)
+        rc = process.returncode
         events = directory / "events"
         lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
         return Run(
@@ -312,10 +322,15 @@ class Site:
             run += self.play(way, inventory, playbook, args)
             reached = [n for n, name in enumerate(left) if run.of(name)]
             left = left[max(reached, default=len(left)) + 1 :]
+        harness.until(lambda: not self.async_jobs(), 60, "async jobs end")  # and clean up after themselves
         run.work = {**tree(self.work), **{f"{Path(p).parts[0]}/(controller)/{Path(*Path(p).parts[1:])}": i for p, i in tree(self.out).items()}}
         for n, a in enumerate(self.accounts, 1):
             run.homes.update({f"account{n}/{path}": inode for path, inode in tree(a.home).items()})
         return run
+
+    def async_jobs(self) -> list[int]:
+        homes = [str(a.home) for a in self.accounts]
+        return [p.pid for p in harness.processes() if any("async_wrapper" in w and w.startswith((*homes, "/tmp/ansible", "/var/tmp/ansible")) for w in p.argv)]
 
     # --- what runs leave behind on the controller
 
