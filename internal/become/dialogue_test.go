@@ -294,8 +294,11 @@ func TestSplitAnywhere(t *testing.T) {
 			for _, s := range c.script {
 				longest = max(longest, len(s.text))
 			}
-			stride := 1 + longest/1000 // only of endless noise not every byte
-			for at := 0; at <= longest; at += stride * stride {
+			stride := 1
+			if longest > MaxNoise { // of endless noise not at every byte
+				stride = MaxNoise / 8
+			}
+			for at := 0; at <= longest; at += stride {
 				cut := func(s string) []string {
 					if at >= len(s) {
 						return []string{s}

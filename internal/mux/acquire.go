@@ -140,20 +140,28 @@ func agentEdge(h hop.Hop) edge {
 	return edge{role: becomeAgent, account: h.Account, interpreter: h.Interpreter}
 }
 
-// firstLocked finds the first node of a path. A local hop without an interpreter is served by any agent of the run.
+// firstLocked finds the first node of a path. A local hop without an interpreter is served by any agent of the run, also by one that
+// is still to attach.
 func (t *Tree) firstLocked(h hop.Hop, run string) *node {
 	e, _ := connectionEdge(h, run)
 	if n := t.roots[e]; n != nil || h.Local == nil || h.Interpreter != "" {
 		return n
 	}
-	var ready []*node
+	var usable, wanted []*node
 	for other, n := range t.roots {
 		e.interpreter = other.interpreter
-		if other == e && n.state == Ready {
-			ready = append(ready, n)
+		switch {
+		case other != e:
+		case n.usable:
+			usable = append(usable, n)
+		default:
+			wanted = append(wanted, n)
 		}
 	}
-	return newest(ready)
+	if n := newest(usable); n != nil {
+		return n
+	}
+	return newest(wanted)
 }
 
 // connection enters the first node of the path.
