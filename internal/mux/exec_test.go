@@ -1,8 +1,8 @@
 package mux
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -29,18 +29,26 @@ func attachReal(t *testing.T, tree *Tree, python string, token []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
 	cmd := exec.Command(python, "-c", agent.Stage1Local(), "mitogen-mux: test", socket, hexOf(token))
+	var said bytes.Buffer
+	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+		_ = l.Close() // an agent that does not come must not be waited for
+	}()
 	t.Cleanup(func() {
 		_ = tree.Close()
-		_ = cmd.Wait()
+		<-ended
 	})
 	conn, err := l.Accept()
 	if err != nil {
-		t.Fatal(err)
+		<-ended
+		t.Fatalf("the agent did not come: %v: %s", err, said.String())
 	}
 	if err := tree.AttachLocal(t.Context(), conn); err != nil {
 		t.Fatal(err)
@@ -58,29 +66,22 @@ func plainSudo(t *testing.T, mode, command string) []byte {
 }
 
 // plainWays are the ways to a become account without an agent.
-func plainWays(t *testing.T, f func(t *testing.T, open func(become hop.Hop) *Context)) {
+func plainWays(t *testing.T, f func(t *testing.T, open func(t *testing.T, become hop.Hop) *Context)) {
 	t.Run("ssh", func(t *testing.T) {
 		tree, _ := realTree(t, "/bin/sh")
-		f(t, func(become hop.Hop) *Context { return acquire(t, tree, run("r1"), "here", sshHop("here", ""), become) })
+		f(t, func(t *testing.T, become hop.Hop) *Context { return acquire(t, tree, run("r1"), "here", sshHop("here", ""), become) })
 	})
 	t.Run("local", func(t *testing.T) {
 		tree, python := realTree(t, "/bin/sh")
-		f(t, func(become hop.Hop) *Context {
-			c, err := tree.Acquire(t.Context(), run("r1"), "here", hop.Path{localHop(), become})
-			if e, ok := errors.AsType[*fault.Error](err); ok && e.Kind == fault.LocalAgentWanted {
-				attachReal(t, tree, python, e.Token)
-				c, err = tree.Acquire(t.Context(), run("r1"), "here", hop.Path{localHop(), become})
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			return c
+		attachReal(t, tree, python, wanted(t, tree, run("r1"), localHop()))
+		f(t, func(t *testing.T, become hop.Hop) *Context {
+			return acquire(t, tree, run("r1"), "here", localHop(), become)
 		})
 	})
 }
 
 func TestPlainBecome(t *testing.T) {
-	plainWays(t, func(t *testing.T, open func(hop.Hop) *Context) {
+	plainWays(t, func(t *testing.T, open func(*testing.T, hop.Hop) *Context) {
 		for _, c := range []struct {
 			mode, password string
 			kind           fault.Kind
@@ -96,7 +97,7 @@ func TestPlainBecome(t *testing.T) {
 		} {
 			t.Run(c.mode+"/"+c.password, func(t *testing.T) {
 				sudo := fakeSudo(t, c.mode, c.password, "")
-				ctx := open(sudo)
+				ctx := open(t, sudo)
 				defer ctx.Release()
 				if ctx.HasAgent() || !ctx.CanExec() {
 					t.Error("it has an agent")
@@ -130,10 +131,10 @@ func TestPlainBecome(t *testing.T) {
 }
 
 func TestPlainBecomeTimeoutAndCancel(t *testing.T) {
-	plainWays(t, func(t *testing.T, open func(hop.Hop) *Context) {
+	plainWays(t, func(t *testing.T, open func(*testing.T, hop.Hop) *Context) {
 		sudo := fakeSudo(t, "never", "secret", "")
 		sudo.Become.TimeoutSeconds = 1
-		c := open(sudo)
+		c := open(t, sudo)
 		defer c.Release()
 		_, err := c.Exec(t.Context(), plainSudo(t, "never", "true"), ExecOptions{})
 		wantFault(t, err, fault.BecomeTimeout, 1, "sudo root")
@@ -146,8 +147,8 @@ func TestPlainBecomeTimeoutAndCancel(t *testing.T) {
 
 // TestPlainBecomeLongOutput has more on both channels than any buffer holds.
 func TestPlainBecomeLongOutput(t *testing.T) {
-	plainWays(t, func(t *testing.T, open func(hop.Hop) *Context) {
-		c := open(fakeSudo(t, "stdin", "secret", ""))
+	plainWays(t, func(t *testing.T, open func(*testing.T, hop.Hop) *Context) {
+		c := open(t, fakeSudo(t, "stdin", "secret", ""))
 		defer c.Release()
 		p, err := c.Exec(t.Context(), plainSudo(t, "stdin", "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2"), ExecOptions{})
 		if err != nil {
@@ -171,8 +172,8 @@ func TestPlainBecomeLongOutput(t *testing.T) {
 
 // TestPlainBecomeClosedEarly closes the process while it talks.
 func TestPlainBecomeClosedEarly(t *testing.T) {
-	plainWays(t, func(t *testing.T, open func(hop.Hop) *Context) {
-		c := open(fakeSudo(t, "none", "", ""))
+	plainWays(t, func(t *testing.T, open func(*testing.T, hop.Hop) *Context) {
+		c := open(t, fakeSudo(t, "none", "", ""))
 		defer c.Release()
 		p, err := c.Exec(t.Context(), plainSudo(t, "none", "while echo out && echo err >&2; do :; done"), ExecOptions{})
 		if err != nil {
