@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
@@ -35,9 +36,10 @@ func (t *Tree) startByBecome(ctx context.Context, n *node) (peer, error) {
 		stream.Close()
 		return nil, n.fault(err, fault.AgentDied, "cannot start "+b.Method)
 	}
-	link, err := t.bootstrap(ctx, n, &prefixConn{Conn: stream.Conn(), prefix: rest})
+	conn := &spawnedConn{Conn: stream.Conn(), stream: stream, prefix: rest, code: -1}
+	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {
-		return nil, n.fault(err, fault.AgentDied, "cannot start the agent")
+		return nil, n.fault(explain(err, conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
 	}
 	return link, nil
 }
@@ -170,33 +172,67 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 	return e
 }
 
-// prefixConn is a spawn stream's Conn of which something has been read already. The agent package asks such a Conn for two more
-// methods, so it hands them on.
-type prefixConn struct {
+// spawnedConn is a spawn stream's Conn of which something has been read already. It also learns the exit code of a process that
+// ended before it was closed, and what it said until then.
+type spawnedConn struct {
 	agent.Conn
+	stream spawned
 	prefix []byte
+	ended  bool
+	code   int // the exit code, or -1; for who has seen Read fail
+
+	mu   sync.Mutex
+	tail []byte // said after stdout's end
 }
 
 // Read implements agent.Conn.
-func (c *prefixConn) Read(p []byte) (int, error) {
+func (c *spawnedConn) Read(p []byte) (int, error) {
 	if len(c.prefix) > 0 {
 		n := copy(p, c.prefix)
 		c.prefix = c.prefix[n:]
 		return n, nil
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	if errors.Is(err, io.EOF) && !c.ended {
+		c.ended = true
+		c.lastWords()
+	}
+	return n, err
 }
 
-// Tail is the last words on stderr and the terminal.
-func (c *prefixConn) Tail() []byte {
-	if t, ok := c.Conn.(interface{ Tail() []byte }); ok {
-		return t.Tail()
+// lastWords receives what follows the end of stdout: the Conn leaves it, and it says why there is no agent.
+func (c *spawnedConn) lastWords() {
+	ctx, cancel := context.WithTimeout(context.Background(), exitTimeout)
+	defer cancel()
+	for {
+		ev, err := c.stream.Recv(ctx)
+		switch {
+		case err != nil:
+			return
+		case ev.Channel == agent.Final:
+			c.code = ev.Result.ExitCode
+			return
+		case ev.Channel == agent.Stderr || ev.Channel == agent.TTY:
+			c.mu.Lock()
+			c.tail = append(c.tail, ev.Data...)
+			c.tail = c.tail[max(0, len(c.tail)-fault.MaxStderr):]
+			c.mu.Unlock()
+		}
 	}
-	return nil
+}
+
+// Tail is the last words on stderr and the terminal. The agent package asks its Conn for it, and for Detach.
+func (c *spawnedConn) Tail() []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t, ok := c.Conn.(interface{ Tail() []byte }); ok {
+		return append(t.Tail(), c.tail...)
+	}
+	return bytes.Clone(c.tail)
 }
 
 // Detach ends our side and leaves the agent to its own end.
-func (c *prefixConn) Detach() error {
+func (c *spawnedConn) Detach() error {
 	if d, ok := c.Conn.(interface{ Detach() error }); ok {
 		return d.Detach()
 	}

@@ -69,7 +69,9 @@ func plainSudo(t *testing.T, mode, command string) []byte {
 func plainWays(t *testing.T, f func(t *testing.T, open func(t *testing.T, become hop.Hop) *Context)) {
 	t.Run("ssh", func(t *testing.T) {
 		tree, _ := realTree(t, "/bin/sh")
-		f(t, func(t *testing.T, become hop.Hop) *Context { return acquire(t, tree, run("r1"), "here", sshHop("here", ""), become) })
+		f(t, func(t *testing.T, become hop.Hop) *Context {
+			return acquire(t, tree, run("r1"), "here", sshHop("here", ""), become)
+		})
 	})
 	t.Run("local", func(t *testing.T) {
 		tree, python := realTree(t, "/bin/sh")

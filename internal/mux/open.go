@@ -88,7 +88,7 @@ func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
 	conn := newProcessConn(proc)
 	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {
-		return nil, n.fault(conn.explain(err, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
+		return nil, n.fault(explain(err, conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
 	}
 	return link, nil
 }
@@ -189,10 +189,10 @@ func (c *processConn) exited() {
 	}
 }
 
-// explain says better why an agent did not start, by the exit code of its process. The link has closed c.
-func (c *processConn) explain(err error, interpreter string) error {
+// explain says better why an agent did not start, by the exit code of its process.
+func explain(err error, code int, interpreter string) error {
 	e, ok := errors.AsType[*fault.Error](err)
-	if !ok || e.Kind != fault.AgentDied || !missing(c.code) {
+	if !ok || e.Kind != fault.AgentDied || !missing(code) {
 		return err
 	}
 	said := *e
