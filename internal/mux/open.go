@@ -88,6 +88,7 @@ func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
 	conn := newProcessConn(proc)
 	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {
+		_ = conn.Close() // it is closed, or just being closed: the exit code is there afterwards
 		return nil, n.fault(explain(err, conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
 	}
 	return link, nil
