@@ -215,7 +215,8 @@ def _step_by_step(events: list[Event]) -> list[Event]:
         host = e.get("host", "")
         if not host:
             step += 1
-        if e["event"] == "runner_on_async_poll" and last.get(host) == (e["event"], step):
+        waits = e["event"] == "runner_on_async_poll" or (e["event"] == "runner_retry" and e["action"] == "async_status")
+        if waits and last.get(host) == (e["event"], step):
             continue
         last[host] = (e["event"], step)
         keyed.append(((step, host), e))

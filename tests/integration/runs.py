@@ -97,7 +97,7 @@ class Run:
         for e in self.events:
             if e["event"] == "playbook_on_play_start":
                 mine = e["play"].split(":")[0] == case
-            if mine and e["event"] != "playbook_on_stats":
+            if mine and e["event"] not in ("playbook_on_stats", "playbook_on_start"):
                 found.append(e)
         return found
 
