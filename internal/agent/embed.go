@@ -30,13 +30,14 @@ func Stage1() string { return oneLine(stage1Py) }
 // token in hex follow it.
 func Stage1Local() string { return oneLine(stage1LocalPy) }
 
-// oneLine makes a program one line without a single quote: login shells of the csh family take no line feed between quotes.
+// oneLine makes a program one line: login shells of the csh family take no line feed between single quotes. The only backslashes
+// are those of its \n, which no shell takes for an escape there.
 func oneLine(program string) string {
 	var lines []string
 	for line := range strings.Lines(program) {
 		line = strings.TrimRight(line, " \n")
 		if code := strings.TrimLeft(line, " "); code != "" && code[0] != '#' {
-			lines = append(lines, strings.ReplaceAll(line, `\`, `\\`))
+			lines = append(lines, line)
 		}
 	}
 	return `exec("""` + strings.Join(lines, `\n`) + `\n""")`

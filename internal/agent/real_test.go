@@ -294,6 +294,7 @@ func TestRealLocalAgent(t *testing.T) {
 	socket := filepath.Join(dir, "agent.sock")
 	listener, err := net.Listen("unix", socket)
 	must(t, err)
+	defer context.AfterFunc(ctx, func() { _ = listener.Close() })()
 	defer func() { _ = listener.Close() }()
 	agenttest.Spawn(t, "", "-c", agent.Stage1Local(), "mitogen-mux: local", socket, "00ff")
 	conn, err := listener.Accept()
@@ -323,6 +324,9 @@ func TestStage1IsOneWordForEveryShell(t *testing.T) {
 	for name, text := range map[string]string{"stage 1": agent.Stage1(), "local": agent.Stage1Local()} {
 		if strings.ContainsAny(text, "'\n\r!$`") {
 			t.Errorf("%s: %q", name, text)
+		}
+		if strings.Contains(strings.ReplaceAll(text, `\n`, ""), `\`) {
+			t.Errorf("%s has a backslash that fish takes for an escape: %q", name, text)
 		}
 		if len(text) > 1500 {
 			t.Errorf("%s has %d bytes", name, len(text))

@@ -1,7 +1,7 @@
 # Stage 1: the argument of `python -c`, followed by the agent's name as sys.argv[1]. docs/agent-protocol.md, "Bootstrap".
 # internal/agent/embed.go leaves out comments and empty lines and makes the rest one line without a line feed. That stands between
-# single quotes in a command line of unknown shells and become tools: no single quote, ! $ or backtick may occur in it, and no three
-# double quotes. The magic is spelt so that a shell which echoes this text does not say it.
+# single quotes in a command line of unknown shells and become tools: no single quote, ! $ backtick or backslash may occur in it, and
+# no three double quotes. The magic is spelt so that a shell which echoes this text does not say it.
 import os,sys,zlib
 if os.isatty(0):
  import tty
@@ -13,7 +13,7 @@ def get(n):
   if not c:os._exit(1)
   b+=c
  return b
-os.write(1,b"\115UX\0\n\r\377\21\0231\r\n")
+os.write(1,bytearray((77,85,88,0,10,13,255,17,19,49,13,10)))
 NAME=sys.argv[1]
 SOURCE=get(int("".join("%02x"%c for c in bytearray(get(4))),16))
 exec(compile(zlib.decompress(SOURCE),"mitogen-mux","exec"))

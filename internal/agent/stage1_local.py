@@ -3,7 +3,7 @@
 import os,socket,sys
 s=socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[2])
-s.sendall(b"MUXATTACH "+sys.argv[3].encode()+b"\n")
+s.sendall(("MUXATTACH "+sys.argv[3]+chr(10)).encode())
 os.dup2(s.fileno(),0)
 os.dup2(s.fileno(),1)
 s.close()
@@ -18,7 +18,7 @@ def get(n):
   if not c:os._exit(1)
   b+=c
  return b
-os.write(1,b"\115UX\0\n\r\377\21\0231\r\n")
+os.write(1,bytearray((77,85,88,0,10,13,255,17,19,49,13,10)))
 NAME=sys.argv[1]
 SOURCE=get(int("".join("%02x"%c for c in bytearray(get(4))),16))
 exec(compile(zlib.decompress(SOURCE),"mitogen-mux","exec"))
