@@ -93,7 +93,7 @@ func TestRealHelloAndPing(t *testing.T) {
 	ctx, l := within(t), agenttest.Start(t, "")
 	h, err := l.Hello(ctx)
 	must(t, err)
-	if h.UID != os.Getuid() || h.PID <= 0 || h.Executable == "" || !strings.HasPrefix(h.Python, "3.") {
+	if h.UID != os.Getuid() || h.PID <= 0 || h.Executable == "" || strings.Count(h.Python, ".") != 2 {
 		t.Errorf("HELLO is %+v", h)
 	}
 	must(t, l.Ping(ctx))
@@ -146,7 +146,7 @@ func TestRealModule(t *testing.T) {
 	ctx, l := within(t), agenttest.Start(t, "")
 	const name = "ansible.modules.probe"
 	main := []byte("import sys, ansible.module_utils.part as part\nif __name__ == '__main__':\n" +
-		"    import ansible.module_utils.basic as basic\n    print(len(basic._ANSIBLE_ARGS), part.WORD)\n    sys.exit(3)\n")
+		"    import ansible.module_utils.basic as basic\n    print('%d %s' % (len(basic._ANSIBLE_ARGS), part.WORD))\n    sys.exit(3)\n")
 	cache := blobcache.New(1 << 20)
 	var manifest strings.Builder
 	manifest.WriteString("module\t" + name + "\n")
