@@ -56,7 +56,7 @@ class Source(object):
     def read(self):
         stream = self.stream
         if stream.credit <= 0 and not stream.agent.lost:
-            return      # another source of the stream used it up in this round; reading nothing would look like the end
+            return self.update()    # another source of the stream has used it up; to read nothing would look like the end
         try:
             data = os.read(self.fd, READ_SIZE if stream.agent.lost else min(READ_SIZE, stream.credit))
         except OSError as e:

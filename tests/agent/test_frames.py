@@ -1,0 +1,53 @@
+"""The pure sections against the golden files, under every interpreter: the same bytes as the Go side, whole and a byte at a time."""
+import json
+import os
+import subprocess
+
+from agent_driver import PATIENCE, ROOM, source_text
+
+GOLDEN = os.path.join(ROOM, 'testdata', 'golden')
+
+CHECK = r'''
+import binascii, json, os, sys
+agent = {}
+exec(compile(open(sys.argv[1], 'rb').read(), 'agent', 'exec'), agent)
+folder, checked = sys.argv[2], 0
+unhex = lambda text: binascii.unhexlify(text.encode('ascii'))
+for case in json.load(open(os.path.join(folder, 'golden.json'))):
+    raw = open(os.path.join(folder, case['file']), 'rb').read()
+    payload = unhex(case.get('payload', ''))
+    assert agent['encode'](case['type'], case['stream'], payload) == raw, case['name']
+    fields = [(f['tag'], unhex(f.get('value', ''))) for f in case.get('fields') or []]
+    if case['way'] == 'down':
+        whole, drop = [(case['type'], case['stream'], payload)], bytearray(raw)
+        assert list(agent['decode'](drop)) == whole and not drop, case['name']
+        buffer, got = bytearray(), []
+        for byte in bytearray(raw):
+            assert got == []
+            buffer.append(byte)
+            got += agent['decode'](buffer)
+        assert got == whole, case['name']
+    elif fields and all(value for _, value in fields):
+        assert agent['pack'](*fields) == payload, case['name']
+    if case['type'] == agent['OPEN']:
+        record = payload[1:]
+        tags = sorted(set(tag for tag, _ in fields))
+        read = agent['unpack'](record, (), tags)
+        assert sorted((tag, value) for tag in tags for value in read[tag]) == sorted(fields), case['name']
+        for cut in range(1, len(record)):
+            try:
+                agent['unpack'](record[:cut], (), range(256))
+            except agent['Failure'] as e:
+                assert e.kind == 'bad-request'
+    checked += 1
+print(checked)
+'''
+
+
+def test_golden(python, tmp_path):
+    source = tmp_path / 'source.py'
+    source.write_bytes(source_text())
+    out = subprocess.run([python, '-c', CHECK, str(source), GOLDEN], capture_output=True, timeout=PATIENCE)
+    assert out.returncode == 0, out.stderr.decode()
+    with open(os.path.join(GOLDEN, 'golden.json')) as f:
+        assert int(out.stdout) == len(json.load(f)) > 30
