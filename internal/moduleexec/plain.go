@@ -41,8 +41,11 @@ func execPlain(parent context.Context, c Caller, cmd *Command, out *Output) (Res
 	reading.Go(func() { drain(process.Stderr(), out.AddStderr, end) })
 	drain(process, out.AddStdout, end)
 	reading.Wait()
+	if ctx.Err() != nil {
+		return Result{}, typed(ctx, nil)
+	}
 	rc, err := process.Wait()
-	if ctx.Err() != nil || err != nil {
+	if err != nil || ctx.Err() != nil {
 		return Result{}, typed(ctx, err)
 	}
 	return Result{RC: rc, Spans: Spans{Wire: time.Since(started)}}, nil

@@ -9,7 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 
@@ -92,7 +92,8 @@ func (plain) Exec(_ context.Context, cmd []byte, tty bool) (Process, error) {
 type shell struct {
 	cmd                   *exec.Cmd
 	stdin, stdout, stderr *os.File
-	waited                atomic.Bool
+	once                  sync.Once
+	end                   error
 }
 
 func (s *shell) Read(p []byte) (int, error)  { return s.stdout.Read(p) }
@@ -101,19 +102,18 @@ func (s *shell) CloseWrite() error           { return s.stdin.Close() }
 func (s *shell) Stderr() io.Reader           { return s.stderr }
 
 func (s *shell) Wait() (int, error) {
-	s.waited.Store(true)
-	err := s.cmd.Wait()
-	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+	s.once.Do(func() { s.end = s.cmd.Wait() })
+	if e, ok := errors.AsType[*exec.ExitError](s.end); ok {
 		return e.ExitCode(), nil
 	}
-	return 0, err
+	return 0, s.end
 }
 
 func (s *shell) Close() error {
-	if !s.waited.Load() {
-		_ = s.cmd.Process.Kill()
-	}
-	return errors.Join(s.stdin.Close(), s.stdout.Close(), s.stderr.Close())
+	_ = s.cmd.Process.Kill() // perhaps it has ended
+	err := errors.Join(s.stdin.Close(), s.stdout.Close(), s.stderr.Close())
+	_, _ = s.Wait()
+	return err
 }
 
 // collect is an Output whose parts are kept.

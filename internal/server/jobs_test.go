@@ -1,0 +1,535 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
+	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
+)
+
+// tinyFiles are a payload whose module prints its parameters.
+var tinyFiles = []struct{ path, content string }{
+	{"ansible/__init__.py", ""},
+	{"ansible/module_utils/__init__.py", ""},
+	{"ansible/module_utils/basic.py", "_ANSIBLE_ARGS = None\n"},
+	{"ansible/modules/__init__.py", ""},
+	{"ansible/modules/tiny.py", "from ansible.module_utils import basic\nprint(basic._ANSIBLE_ARGS.decode())\nraise SystemExit(0)\n"},
+}
+
+// upload offers the payload and brings what is missing; it returns how much that was.
+func (d *daemon) upload(t *testing.T, key string, inputs ...*muxv1.OfferRequest_Input) int {
+	t.Helper()
+	manifest := &muxv1.Manifest{Module: "ansible.modules.tiny"}
+	blobs := map[[32]byte]string{}
+	for _, f := range tinyFiles {
+		sum := sha256.Sum256([]byte(f.content))
+		blobs[sum] = f.content
+		manifest.Entries = append(manifest.Entries, &muxv1.Manifest_Entry{Path: f.path, Sha256: sum[:], Size: uint64(len(f.content))})
+	}
+	offer, err := d.files.Offer(within(t), &muxv1.OfferRequest{Payload: []byte(key), Manifest: manifest, Inputs: inputs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := d.files.Upload(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, missing := range offer.GetMissing() {
+		content := blobs[[32]byte(missing)]
+		half := len(content) / 2
+		for i, part := range []string{content[:half], content[half:]} {
+			if err := stream.Send(&muxv1.Blob{Sha256: missing, Data: []byte(part), Last: i == 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := stream.CloseAndRecv(); err != nil {
+		t.Fatal(err)
+	}
+	return len(offer.GetMissing())
+}
+
+func tiny(params string, guard *muxv1.Guard) *muxv1.Step {
+	module := &muxv1.Module{Payload: []byte("tiny"), Params: []byte(params), Name: "tiny"}
+	return &muxv1.Step{Action: &muxv1.Step_Module{Module: module}, Guard: guard}
+}
+
+func TestModule(t *testing.T) {
+	node := newAgentNode(t)
+	d := start(t, node)
+	marker := filepath.Join(t.TempDir(), "shadow.py")
+	request := d.request(t, shell1("echo ran >"+marker), tiny(`{"a": 1}`, nil))
+	_, err := d.ask(t, request)
+	if e := FaultOf(err); e.Kind != fault.PayloadWanted || e.Step != 1 || status.Code(err) != codes.FailedPrecondition {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := os.Stat(marker); err == nil {
+		t.Error("a step was run although a later one's payload was wanted")
+	}
+	_ = os.Remove(marker)
+	if n := d.upload(t, "tiny", &muxv1.OfferRequest_Input{Path: marker, Absent: true}); n != 3 {
+		t.Errorf("%d blobs were missing", n)
+	}
+	request.Steps = request.GetSteps()[1:]
+	for range 2 {
+		a, err := d.ask(t, request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if a.stdout[0] != "{\"a\": 1}\n" || a.results[0].GetRc() != 0 || a.results[0].GetSkipped() {
+			t.Errorf("got %v", a.results)
+		}
+		if spans := a.results[0].GetSpans(); spans.GetFork() == 0 || spans.GetModule() == 0 || spans.GetWire() == 0 {
+			t.Errorf("spans %v", spans)
+		}
+	}
+	if n := d.upload(t, "tiny", &muxv1.OfferRequest_Input{Path: marker, Absent: true}); n != 0 {
+		t.Errorf("%d blobs were missing the second time", n)
+	}
+	if err := os.WriteFile(marker, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ask(t, request); FaultOf(err).Kind != fault.PayloadWanted {
+		t.Errorf("after an input has changed: %v", err)
+	}
+	if node.state.held.Load() != -2 {
+		t.Errorf("the node was given back %d times", -node.state.held.Load())
+	}
+}
+
+// Parameters that do not fit into a frame.
+func TestModuleWithLargeParams(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	d.upload(t, "tiny")
+	params := `{"a": "` + strings.Repeat("x", 1<<20) + `"}`
+	a, err := d.ask(t, d.request(t, tiny(params, nil)))
+	if err != nil || a.stdout[0] != params+"\n" {
+		t.Errorf("%d bytes came back, %v", len(a.stdout[0]), err)
+	}
+}
+
+func TestCommand(t *testing.T) {
+	for name, node := range map[string]Node{"agent": newAgentNode(t), "no agent": newBareNode()} {
+		t.Run(name, func(t *testing.T) {
+			d := start(t, node)
+			command := shell1("cat; echo err >&2; exit 300")
+			command.GetCommand().HasBody = true
+			a, err := d.ask(t, d.request(t, command), &muxv1.Body{Data: []byte("in ")}, &muxv1.Body{}, &muxv1.Body{Data: []byte("put"), Last: true})
+			if err != nil || a.stdout[0] != "in put" || a.stderr[0] != "err\n" || a.results[0].GetRc() != 300&0xff {
+				t.Errorf("got %v, %v", a.results, err)
+			}
+			if got := d.tree.acquired[0]; got.host != "web1" || got.path[0].SSH.Host != "h1" || got.run.ID == "" || got.run.AgentName != "mitogen-mux: me@here" {
+				t.Errorf("asked the tree for %+v", got)
+			}
+		})
+	}
+}
+
+// Ten megabytes of stdin, and as much output.
+func TestStdin(t *testing.T) {
+	for name, node := range map[string]Node{"agent": newAgentNode(t), "no agent": newBareNode()} {
+		t.Run(name, func(t *testing.T) {
+			d := start(t, node)
+			command := shell1("cat")
+			command.GetCommand().HasBody = true
+			var bodies []*muxv1.Body
+			want := &bytes.Buffer{}
+			for i := range 80 {
+				part := bytes.Repeat([]byte{byte(i)}, maxBodyPart)
+				want.Write(part)
+				bodies = append(bodies, &muxv1.Body{Data: part, Last: i == 79})
+			}
+			a, err := d.ask(t, d.request(t, command), bodies...)
+			if err != nil || a.stdout[0] != want.String() {
+				t.Errorf("%d bytes came back, %v", len(a.stdout[0]), err)
+			}
+		})
+	}
+}
+
+// A step that does not read its input does not hold up the next one.
+func TestStdinThatIsLeft(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	left, skipped, read := shell1("exit 1"), shell1("cat"), shell1("cat")
+	for _, s := range []*muxv1.Step{left, skipped, read} {
+		s.GetCommand().HasBody = true
+	}
+	skipped.Guard = &muxv1.Guard{Field: "rc", Value: "0"}
+	var bodies []*muxv1.Body
+	for step := range uint32(3) {
+		for i := range 20 {
+			bodies = append(bodies, &muxv1.Body{Step: step, Data: bytes.Repeat([]byte{'a' + byte(step)}, 100_000), Last: i == 19})
+		}
+	}
+	a, err := d.ask(t, d.request(t, left, skipped, read), bodies...)
+	if err != nil || a.stdout[2] != strings.Repeat("c", 2_000_000) || !a.results[1].GetSkipped() {
+		t.Errorf("%d bytes came back, %v", len(a.stdout[2]), err)
+	}
+}
+
+func TestBadBodies(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	first, second := shell1("cat"), shell1("cat")
+	first.GetCommand().HasBody, second.GetCommand().HasBody = true, true
+	request := d.request(t, first, second)
+	for name, bodies := range map[string][]*muxv1.Body{
+		"none":        nil,
+		"ends early":  {{Data: []byte("x")}},
+		"wrong order": {{Data: []byte("x")}, {Step: 1, Data: []byte("y"), Last: true}},
+		"large":       {{Data: make([]byte, maxBodyPart+1), Last: true}},
+	} {
+		if _, err := d.ask(t, request, bodies...); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	stream, err := d.jobs.Run(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := stream.Send(&muxv1.RunRequest{Part: &muxv1.RunRequest_Request{Request: request}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("a second request: %v", err)
+	}
+}
+
+// Two hundred megabytes of output need memory for a few windows.
+func TestOutputInBoundedMemory(t *testing.T) {
+	if testing.Short() {
+		t.Skip("200 MB: not with -short")
+	}
+	d := start(t, newAgentNode(t))
+	stream, err := d.jobs.Run(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 200 << 20
+	request := d.request(t, shell1("head -c 209715200 /dev/zero"))
+	if err := stream.Send(&muxv1.RunRequest{Part: &muxv1.RunRequest_Request{Request: request}}); err != nil {
+		t.Fatal(err)
+	}
+	var before, now runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	got, largest, most := 0, 0, uint64(0)
+	for i := 0; ; i++ {
+		reply, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := len(reply.GetOutput().GetStdout()) + len(reply.GetResult().GetStdout())
+		got, largest = got+n, max(largest, n)
+		if i%200 == 0 {
+			runtime.ReadMemStats(&now)
+			most = max(most, now.HeapAlloc)
+		}
+		if reply.GetResult() != nil {
+			break
+		}
+	}
+	if got != size || largest > 256<<10 {
+		t.Errorf("%d bytes came, %d at a time", got, largest)
+	}
+	if grown := int64(most) - int64(before.HeapAlloc); grown > 32<<20 {
+		t.Errorf("the heap grew by %d MiB", grown>>20)
+	}
+}
+
+// Whatever ends the client's interest ends the job.
+func TestCancel(t *testing.T) {
+	for nodeName, node := range map[string]Node{"agent": newAgentNode(t), "no agent": newBareNode()} {
+		for name, c := range map[string]struct {
+			end  func(d *daemon, run string, cancel context.CancelCauseFunc)
+			code codes.Code
+			kind fault.Kind // of the server's word, if it gets through
+		}{
+			"client": {func(_ *daemon, _ string, cancel context.CancelCauseFunc) { cancel(nil) }, codes.Canceled, fault.Internal},
+			"detach": {func(d *daemon, run string, _ context.CancelCauseFunc) {
+				if _, err := d.runs.Detach(context.Background(), &muxv1.DetachRequest{Run: run}); err != nil {
+					panic(err)
+				}
+			}, codes.Canceled, fault.Cancelled},
+		} {
+			t.Run(nodeName+"/"+name, func(t *testing.T) {
+				d := start(t, node)
+				mark := filepath.Join(t.TempDir(), "pid")
+				ctx, cancel := context.WithCancelCause(within(t))
+				defer cancel(nil)
+				stream, err := d.jobs.Run(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				request := d.request(t, shell1("echo $$ >"+mark+"; exec sleep 600"), shell1("echo >"+mark+".second"))
+				if err := stream.Send(&muxv1.RunRequest{Part: &muxv1.RunRequest_Request{Request: request}}); err != nil {
+					t.Fatal(err)
+				}
+				waitForFile(t, mark)
+				c.end(d, request.GetRun(), cancel)
+				_, err = stream.Recv()
+				if status.Code(err) != c.code || FaultOf(err).Kind != c.kind {
+					t.Errorf("got %v", err)
+				}
+				waitForEnd(t, mark)
+				if _, err := os.Stat(mark + ".second"); err == nil {
+					t.Error("the next step was run")
+				}
+			})
+		}
+	}
+}
+
+func TestDeadline(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	mark := filepath.Join(t.TempDir(), "pid")
+	request := d.request(t, shell1("echo $$ >"+mark+"; exec sleep 600"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, nil)
+	defer cancel()
+	stream, err := d.jobs.Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gather(t, stream, request, nil); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(mark); err == nil {
+		waitForEnd(t, mark)
+	}
+}
+
+func TestGuards(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	d.upload(t, "tiny")
+	ok, no := shell1("echo ok"), shell1("echo no; exit 4")
+	missing := &muxv1.Step{Action: &muxv1.Step_Get{Get: &muxv1.Get{Source: []byte("/none"), Path: filepath.Join(t.TempDir(), "none")}}}
+	guarded := func(step uint32, field, value string, unequal bool) *muxv1.Step {
+		s := shell1("echo guarded")
+		s.Guard = &muxv1.Guard{Step: step, Field: field, Value: value, Unequal: unequal}
+		return s
+	}
+	big := `{"a": "` + strings.Repeat("x", 2<<20) + `", "b": 1}`
+	for name, c := range map[string]struct {
+		steps []*muxv1.Step
+		want  string // of each step that gave a result: r run, s skipped
+		err   fault.Kind
+		step  int
+	}{
+		"none":                       {[]*muxv1.Step{ok, no, ok}, "rrr", 0, 0},
+		"rc equal":                   {[]*muxv1.Step{no, guarded(0, "rc", "4", false)}, "rr", 0, 0},
+		"rc not equal":               {[]*muxv1.Step{no, guarded(0, "rc", "4", true), ok}, "rsr", 0, 0},
+		"field equal":                {[]*muxv1.Step{tiny(`{"a": {"b": "x"}}`, nil), guarded(0, "a.b", `"x"`, false)}, "rr", 0, 0},
+		"field not equal":            {[]*muxv1.Step{tiny(`{"a": {"b": "x"}}`, nil), guarded(0, "a.b", `"y"`, false)}, "rs", 0, 0},
+		"field missing":              {[]*muxv1.Step{tiny(`{"a": 1}`, nil), guarded(0, "b", `1`, true)}, "rr", 0, 0},
+		"no object":                  {[]*muxv1.Step{ok, guarded(0, "a", `1`, true), guarded(0, "a", `1`, false)}, "rss", 0, 0},
+		"too much output":            {[]*muxv1.Step{tiny(big, nil), guarded(0, "b", `1`, false)}, "rs", 0, 0},
+		"earlier, not last":          {[]*muxv1.Step{no, ok, guarded(0, "rc", "4", false)}, "rrr", 0, 0},
+		"on a skipped one":           {[]*muxv1.Step{no, guarded(0, "rc", "0", false), guarded(1, "rc", "0", false), guarded(1, "rc", "0", true)}, "rsss", 0, 0},
+		"module":                     {[]*muxv1.Step{ok, tiny("{}", &muxv1.Guard{Field: "rc", Value: "0"})}, "rr", 0, 0},
+		"error":                      {[]*muxv1.Step{ok, missing, ok}, "r", fault.FileNotFound, 1},
+		"guarded after an error":     {[]*muxv1.Step{no, missing, ok, guarded(0, "rc", "4", false)}, "rr", fault.FileNotFound, 1},
+		"on the step with the error": {[]*muxv1.Step{missing, guarded(0, "rc", "0", true)}, "", fault.FileNotFound, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, err := d.ask(t, d.request(t, c.steps...))
+			got := ""
+			for _, r := range a.results {
+				got += map[bool]string{false: "r", true: "s"}[r.GetSkipped()]
+			}
+			if got != c.want {
+				t.Errorf("steps %q, want %q", got, c.want)
+			}
+			if e := FaultOf(err); c.err == 0 && err != nil || c.err != 0 && (e == nil || e.Kind != c.err || e.Step != c.step) {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
+func TestPutAndGet(t *testing.T) {
+	for name, node := range map[string]Node{"agent": newAgentNode(t), "no agent": newBareNode()} {
+		t.Run(name, func(t *testing.T) {
+			d, dir := start(t, node), t.TempDir()
+			in := func(name string) string { return filepath.Join(dir, name) }
+			large := bytes.Repeat([]byte("0123456789"), 300_000)
+			if err := os.WriteFile(in("large"), large, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			steps := []*muxv1.Step{
+				{Action: &muxv1.Step_Put{Put: &muxv1.Put{Source: &muxv1.Put_Path{Path: in("large")}, Dest: []byte(in("a")), Mode: proto.Uint32(0o640)}}},
+				{Action: &muxv1.Step_Put{Put: &muxv1.Put{Source: &muxv1.Put_HasBody{HasBody: true}, Dest: []byte(in("b"))}}},
+				{Action: &muxv1.Step_Get{Get: &muxv1.Get{Source: []byte(in("a")), Path: in("c")}}},
+			}
+			in1 := d.request(t, steps...)
+			stream, err := d.files.Transfer(within(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			a, err := gather(t, stream, in1, []*muxv1.Body{{Step: 1, Data: []byte("small "), Last: false}, {Step: 1, Data: []byte("file"), Last: true}})
+			if err != nil || len(a.results) != 3 {
+				t.Fatalf("%v, %v", a.results, err)
+			}
+			for i, want := range [][]byte{large, []byte("small file"), large} {
+				sum := sha256.Sum256(want)
+				if r := a.results[i]; r.GetSize() != uint64(len(want)) || !bytes.Equal(r.GetSha256(), sum[:]) || r.GetSpans().GetWire() == 0 {
+					t.Errorf("step %d: %v", i, r)
+				}
+				if got, err := os.ReadFile(in(string(rune('a' + i)))); err != nil || !bytes.Equal(got, want) {
+					t.Errorf("step %d: %d bytes, %v", i, len(got), err)
+				}
+			}
+			if info, err := os.Stat(in("a")); err != nil || info.Mode() != 0o640 {
+				t.Errorf("%v, %v", info.Mode(), err)
+			}
+			steps[2].GetGet().Source = []byte(in("none"))
+			_, err = d.ask(t, d.request(t, steps[2]))
+			if e := FaultOf(err); e.Kind != fault.FileNotFound || e.HopName != "ssh deploy@h1:22" {
+				t.Errorf("get of nothing: %v", err)
+			}
+		})
+	}
+}
+
+// Files of a become account cannot go through the SSH account's shell.
+func TestFilesOfBecomeAccountWithoutAgent(t *testing.T) {
+	d := start(t, newBareNode())
+	request := d.request(t, &muxv1.Step{Action: &muxv1.Step_Get{Get: &muxv1.Get{Source: []byte("/etc/passwd"), Path: "/none/x"}}})
+	request.Path.Hops = append(request.Path.Hops, &muxv1.Hop{Method: &muxv1.Hop_Become{Become: &muxv1.BecomeHop{Method: "sudo", User: "root"}}})
+	_, err := d.ask(t, request)
+	if e := FaultOf(err); e.Kind != fault.InterpreterMissing || e.Hop != 1 || e.HopName != "sudo root" {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestTransferOnlyMovesFiles(t *testing.T) {
+	d := start(t, newBareNode())
+	stream, err := d.files.Transfer(within(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gather(t, stream, d.request(t, shell1("true")), nil); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What the tree says reaches the client, and nothing is run.
+func TestTreeErrors(t *testing.T) {
+	for _, want := range []*fault.Error{
+		{Kind: fault.LocalAgentWanted, HopName: "local", Message: "start it", Token: []byte("token")},
+		{Kind: fault.Unreachable, HopName: "ssh h", Message: "refused", Hint: "look", Stderr: "words"},
+		{Kind: fault.BecomePasswordWrong, Hop: 1, HopName: "sudo root", Message: "wrong"},
+	} {
+		d := start(t, nil)
+		d.tree.err = want
+		a, err := d.ask(t, d.request(t, shell1("true")))
+		got := FaultOf(err)
+		if got.Kind != want.Kind || got.HopName != want.HopName || got.Hop != want.Hop || !bytes.Equal(got.Token, want.Token) || got.Hint != want.Hint || len(a.results) != 0 {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}
+
+// What an agent logs reaches the request, cleaned; a client that does not read loses some but blocks nobody.
+func TestLogs(t *testing.T) {
+	node := newAgentNode(t)
+	d := start(t, node)
+	node.state.onLog = func() {
+		node.state.log(agent.LogWarning, "careful \x1b[31m!")
+		node.state.log(99, "odd")
+		for range maxLogs {
+			node.state.log(agent.LogVVV, "chatter")
+		}
+	}
+	a, err := d.ask(t, d.request(t, shell1("true")))
+	if err != nil || len(a.logs) != maxLogs+1 {
+		t.Fatalf("%d events, %v", len(a.logs), err)
+	}
+	for i, want := range map[int]*muxv1.Log{
+		0: {Level: muxv1.Log_WARNING, Host: "web1", Text: "careful !"}, 1: {Level: muxv1.Log_VVVV, Host: "web1", Text: "odd"},
+		2: {Level: muxv1.Log_VVV, Host: "web1", Text: "chatter"}, maxLogs: {Level: muxv1.Log_WARNING, Host: "web1", Text: "more was logged than this run has read"},
+	} {
+		if !proto.Equal(a.logs[i], want) {
+			t.Errorf("event %d: %v", i, a.logs[i])
+		}
+	}
+}
+
+func TestProgressText(t *testing.T) {
+	for want, p := range map[string]fileservice.Progress{
+		"f: 512.0 MiB of 1024.0 MiB, 102.4 MiB/s, 5s left": {Done: 512 << 20, Total: 1 << 30, Elapsed: 5 * time.Second},
+		"f: 10.0 MiB, 1.0 MiB/s":                           {Done: 10 << 20, Elapsed: 10 * time.Second},
+	} {
+		if got := progressText("f", p); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
+// Requests of one run are served at the same time.
+func TestConcurrentRequests(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	d.upload(t, "tiny")
+	request := d.request(t, tiny(`{"a": 1}`, nil), shell1("cat /dev/null; echo x"))
+	var bad atomic.Int32
+	done := make(chan struct{})
+	for range 20 {
+		go func() {
+			defer func() { done <- struct{}{} }()
+			a, err := d.ask(t, request)
+			if err != nil || a.stdout[0] != "{\"a\": 1}\n" || a.stdout[1] != "x\n" {
+				bad.Add(1)
+			}
+		}()
+	}
+	for range 20 {
+		<-done
+	}
+	if bad.Load() != 0 {
+		t.Errorf("%d of 20 requests failed", bad.Load())
+	}
+	reply, err := d.status.Get(within(t), &muxv1.GetStatusRequest{})
+	if err != nil || reply.GetCounters().GetJobs() != 40 {
+		t.Errorf("%v, %v", reply.GetCounters(), err)
+	}
+}
+
+// A request whose agent dies says so, and at which hop.
+func TestAgentDies(t *testing.T) {
+	node := newAgentNode(t)
+	d := start(t, node)
+	step := shell1("kill -9 $PPID; sleep 600")
+	_, err := d.ask(t, d.request(t, step, shell1("true")))
+	if e := FaultOf(err); e.Kind != fault.AgentDied || e.HopName != "ssh deploy@h1:22" || status.Code(err) != codes.Unavailable {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestParamsAreJSONOnItsWay(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	d.upload(t, "tiny")
+	params, err := json.Marshal(map[string]string{"é": "\u2028\x00"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := d.ask(t, d.request(t, tiny(string(params), nil)))
+	if err != nil || a.stdout[0] != string(params)+"\n" {
+		t.Errorf("%q, %v", a.stdout[0], err)
+	}
+}
