@@ -148,6 +148,9 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 	if !b.Password.IsZero() { // a terminal may have echoed it
 		text = bytes.ReplaceAll(text, b.Password.Reveal(), []byte("********"))
 	}
+	if prompt := bytes.TrimSpace(b.Prompt); len(prompt) > 0 { // Ansible's own words, not the tool's
+		text = bytes.ReplaceAll(text, prompt, nil)
+	}
 	e := &fault.Error{Stderr: fault.Clean(text)}
 	switch f.Reason {
 	case become.PasswordRequired:

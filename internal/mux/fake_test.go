@@ -126,7 +126,8 @@ type fakeTransport struct {
 }
 
 func (f *fakeTransport) Exec(ctx context.Context, cmd []byte, _ ExecOptions) (Process, error) {
-	name := f.host + "/" + strings.SplitN(string(cmd), " ", 2)[0]
+	interpreter := strings.SplitN(strings.TrimPrefix(string(cmd), "/bin/sh -c '"), " ", 2)[0]
+	name := f.host + "/" + interpreter
 	if err := f.world.begin(ctx, name); err != nil {
 		return nil, err
 	}

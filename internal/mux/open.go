@@ -77,10 +77,13 @@ func (n *node) lost() error {
 	}
 }
 
-// startByTransport starts an agent on an SSH connection.
+// quoted makes one word of s for any shell of the Bourne family, and for csh as far as s has no "!".
+func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
+
+// startByTransport starts an agent on an SSH connection. A shell stands between, as in plain Ansible: it leaves its name in "_".
 func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
-	name := strings.ReplaceAll(n.opening.run.AgentName, "'", `'\''`)
-	cmd := n.hop.Interpreter + " -c '" + agent.Stage1() + "' '" + name + "'"
+	cmd := n.hop.Interpreter + " -c " + quoted(agent.Stage1()) + " " + quoted(n.opening.run.AgentName)
+	cmd = "/bin/sh -c " + quoted(cmd)
 	proc, err := n.parent.transport.Exec(ctx, []byte(cmd), ExecOptions{})
 	if err != nil {
 		return nil, n.fault(err, fault.Unreachable, "cannot start the interpreter")
