@@ -176,7 +176,7 @@ func TestRealBecome(t *testing.T) {
 		{"chatty", "secret", 0, ""},
 		{"stdin", "guess", fault.BecomePasswordWrong, "Sorry, try again."},
 		{"tty", "guess", fault.BecomePasswordWrong, "Sorry, try again."},
-		{"silent", "guess", fault.BecomePasswordWrong, "[fakesudo] password:"},
+		{"silent", "guess", fault.BecomePasswordWrong, "Incorrect sudo password"},
 		{"missing", "", fault.BecomePasswordRequired, "fakesudo: a password is required"},
 		{"default", "", fault.BecomePasswordRequired, "Mot de passe de bob"},
 		{"refuse", "secret", fault.BecomeFailed, "bob is not in the sudoers file."},
