@@ -97,7 +97,8 @@ def run_module(payload, params, importer):
     sys.modules['__main__'] = type(sys)('__main__')
     if payload.loader:
         run = import_module(payload.loader).run_module
-        known = run.__code__.co_varnames[:run.__code__.co_argcount + run.__code__.co_kwonlyargcount]
+        code = run.__code__
+        known = code.co_varnames[:code.co_argcount + getattr(code, 'co_kwonlyargcount', 0)]
         given = dict(json_params=params, profile=payload.profile, module_fqn=payload.module, modlib_path=importer.root, extensions={})
         return run(**dict((name, given[name]) for name in given if name in known))
     import runpy

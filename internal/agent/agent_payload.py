@@ -175,9 +175,11 @@ class Importer(object):
         return self.blobs[digest]
 
     def get_resource_reader(self, name):
-        """Only payloads with a real zip want resources, and zipimport knows how."""
+        """Payloads that want resources have a real zip, and zipimport knows how."""
+        if self.root == self.virtual or not self.is_package(name):
+            return None
         import zipimport
-        return zipimport.zipimporter(self.root).get_resource_reader(name)
+        return zipimport.zipimporter(os.path.dirname(os.path.dirname(self.get_filename(name)))).get_resource_reader(name)
 
     def forget(self, digests):
         for key in [key for key in self.codes if key[1] in digests]:

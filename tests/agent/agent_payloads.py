@@ -25,9 +25,8 @@ def oldest_target():
     return {(2, 16): (2, 7), (2, 17): (3, 7), (2, 18): (3, 8), (2, 19): (3, 8), (2, 20): (3, 9), (2, 21): (3, 9)}.get(core(), (3, 9))
 
 
-@functools.lru_cache(maxsize=None)
-def stock(name):
-    """The zip of the module's own stock payload: [(path, bytes)]."""
+def built(name, args):
+    """The text of the stock payload of a builtin module: a program for stdin."""
     version = core()
     from ansible.executor import module_common
     from ansible.parsing.dataloader import DataLoader
@@ -38,13 +37,19 @@ def stock(name):
     templar = Templar(loader=DataLoader())
     variables = {'ansible_python_interpreter': '/usr/bin/python3'}
     if version < (2, 19):
-        text, style, _ = module_common.modify_module(name, found, {}, templar, task_vars=variables, module_compression='ZIP_STORED')
+        text, style, _ = module_common.modify_module(name, found, args, templar, task_vars=variables, module_compression='ZIP_STORED')
     else:
-        built = module_common.modify_module(module_name=name, module_path=found, module_args={}, templar=templar,
-                                            task_vars=variables, module_compression='ZIP_STORED')
-        text, style = built.b_module_data, built.module_style
+        module = module_common.modify_module(module_name=name, module_path=found, module_args=args, templar=templar,
+                                             task_vars=variables, module_compression='ZIP_STORED')
+        text, style = module.b_module_data, module.module_style
     assert style == 'new'
-    archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(max(re.findall(rb'[A-Za-z0-9+/=]{100,}', text), key=len))))
+    return text
+
+
+@functools.lru_cache(maxsize=None)
+def stock(name):
+    """The files of the module's own stock payload: [(path, bytes)]."""
+    archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(max(re.findall(rb'[A-Za-z0-9+/=]{100,}', built(name, {})), key=len))))
     return [(info.filename, archive.read(info)) for info in archive.infolist()]
 
 
@@ -68,7 +73,18 @@ def of_module(name, **options):
     return manifest(files, 'ansible.modules.' + name, **options), [body for _, body in files]
 
 
+def arguments(**args):
+    """What an action gives a module, besides the task's own words."""
+    common = dict(_ansible_version='2.0', _ansible_remote_tmp='/tmp', _ansible_check_mode=False, _ansible_diff=False, _ansible_no_log=False,
+                  _ansible_verbosity=0, _ansible_socket=None, _ansible_syslog_facility='LOG_USER', _ansible_keep_remote_files=False,
+                  _ansible_selinux_special_fs=[], _ansible_shell_executable='/bin/sh',
+                  _ansible_debug=False, _ansible_module_name='probe', _ansible_tmpdir=None)
+    if core() >= (2, 19):
+        common.update(_ansible_target_log_info=None, _ansible_tracebacks_for=[])
+    else:
+        common.update(_ansible_string_conversion_action='warn')
+    return dict(common, **args)
+
+
 def params(**args):
-    args.setdefault('_ansible_version', '2.0')
-    args.setdefault('_ansible_remote_tmp', '/tmp')
-    return json.dumps({'ANSIBLE_MODULE_ARGS': args}).encode()
+    return json.dumps({'ANSIBLE_MODULE_ARGS': arguments(**args)}).encode()
