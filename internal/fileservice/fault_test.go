@@ -153,7 +153,7 @@ func TestFaultAtEachFrame(t *testing.T) {
 
 // faultAt reports whether the transfer had the frame to strike at.
 func faultAt(t *testing.T, transfer func(context.Context, Caller, string, string) error, size int, name string, w *wire) bool {
-	w.Process = agenttest.Spawn(t, "", "-c", agent.Stage1(), "mitogen-mux: test")
+	w.Process = agenttest.Spawn(t, "", "-S", "-c", agent.Stage1(), "mitogen-mux: test")
 	link, err := agent.Connect(within(t), w, agent.Options{Name: "test"})
 	if err != nil {
 		t.Fatal(err)

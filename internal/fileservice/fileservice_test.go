@@ -9,7 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -78,7 +78,8 @@ func (n plain) Exec(_ context.Context, cmd []byte, _ bool) (Process, error) {
 type shell struct {
 	cmd                   *exec.Cmd
 	stdin, stdout, stderr *os.File
-	waited                atomic.Bool
+	once                  sync.Once
+	end                   error
 	onWrite               func()
 }
 
@@ -95,23 +96,20 @@ func (s *shell) Write(p []byte) (int, error) {
 }
 
 func (s *shell) Wait() (int, error) {
-	s.waited.Store(true)
-	err := s.cmd.Wait()
-	if e, ok := errors.AsType[*exec.ExitError](err); ok {
+	s.once.Do(func() { s.end = s.cmd.Wait() })
+	if e, ok := errors.AsType[*exec.ExitError](s.end); ok {
 		if e.ExitCode() < 0 {
 			return 0, errors.New("the connection was lost")
 		}
 		return e.ExitCode(), nil
 	}
-	return 0, err
+	return 0, s.end
 }
 
 // Close is the end of the connection: the far side sees the end of its stdin.
 func (s *shell) Close() error {
 	err := errors.Join(s.stdin.Close(), s.stdout.Close(), s.stderr.Close())
-	if !s.waited.Swap(true) {
-		_ = s.cmd.Wait()
-	}
+	_, _ = s.Wait()
 	return err
 }
 

@@ -159,6 +159,9 @@ func run(parent context.Context, c Caller, line []byte, feed func(io.Writer) err
 		end(err)
 	}
 	reading.Wait()
+	if ctx.Err() != nil {
+		return 0, "", fault.OfContext(ctx)
+	}
 	rc, waitErr := process.Wait()
 	if ctx.Err() != nil {
 		return 0, "", fault.OfContext(ctx)
