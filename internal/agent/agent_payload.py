@@ -100,6 +100,7 @@ class Importer(object):
         self.digests = {}
 
     def use(self, payload):
+        self.archive = payload.root     # where importlib.resources of Python 3.9 looks
         self.root = payload.root or self.virtual
         self.names = payload.names
         self.digests = dict(payload.files)

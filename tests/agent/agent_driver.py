@@ -25,7 +25,7 @@ def version_of(path):
     """The interpreter's version and true path, None if it does not run (a shim without its version)."""
     try:
         out = subprocess.run([path, '-c', 'import sys; print("%d.%d.%d" % sys.version_info[:3] + " " + sys.executable)'],
-                             capture_output=True, timeout=PATIENCE)
+                             check=False, capture_output=True, timeout=PATIENCE)
     except OSError:
         return None
     return tuple(out.stdout.decode().strip().split(' ', 1)) if out.returncode == 0 else None
@@ -44,7 +44,7 @@ def interpreters():
             raise pytest.UsageError('MITOGEN_MUX_TEST_PYTHONS names %s, which does not run' % name)
         else:
             missing.append(name)
-    have = set(version.rsplit('.', 1)[0] for version in found) | set(version.split('.')[0] for version in found)
+    have = {version.rsplit('.', 1)[0] for version in found} | {version.split('.')[0] for version in found}
     return found, [name for name in missing if name[6:] not in have]
 
 
@@ -90,6 +90,7 @@ class Result:
 
     def __init__(self):
         self.data, self.err, self.tty = bytearray(), bytearray(), bytearray()
+        self.granted = 0    # bytes of credit given back
         self.ended = False
         self.fields = None
 
@@ -189,7 +190,7 @@ class Agent:
             elif kind == END:
                 result.ended = True
             elif kind == CREDIT:
-                result.granted = getattr(result, 'granted', 0) + struct.unpack('>I', payload)[0]
+                result.granted += struct.unpack('>I', payload)[0]
             else:
                 assert payload
                 {DATA: result.data, ERR: result.err, TTY: result.tty}[kind].extend(payload)
@@ -209,7 +210,7 @@ class Agent:
         sent = 0
         result = self.streams[stream]
         while sent < len(data) and result.fields is None:
-            self.until(lambda: sent - getattr(result, 'granted', 0) < WINDOW - 65536 or result.fields is not None)
+            self.until(lambda: sent - result.granted < WINDOW - 65536 or result.fields is not None)  # noqa: B023
             self.send(DATA, stream, data[sent:sent + 65536])
             sent += 65536
         if end:
@@ -247,3 +248,12 @@ def eventually(condition):
     while not condition():
         assert time.monotonic() < deadline, 'it did not happen'
         time.sleep(0.005)
+
+
+def gone(pid):
+    """The process has ended, whether or not anybody has asked."""
+    try:
+        with open('/proc/%d/stat' % pid) as f:
+            return f.read().rsplit(')', 1)[1].split()[0] == 'Z'
+    except OSError:
+        return True

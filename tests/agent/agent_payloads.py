@@ -46,7 +46,7 @@ def built(name, args):
     return text
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def stock(name):
     """The files of the module's own stock payload: [(path, bytes)]."""
     archive = zipfile.ZipFile(io.BytesIO(base64.b64decode(max(re.findall(rb'[A-Za-z0-9+/=]{100,}', built(name, {})), key=len))))
@@ -69,16 +69,16 @@ def of_module(name, **options):
     paths = dict(files)
     new = LOADER.replace('.', '/') + '.py' in paths
     names = [n for n in PRELOAD if n.replace('.', '/') + '.py' in paths]
-    options = dict(dict(loader=LOADER if new else None, profile='legacy' if new else None, preload=names), **options)
+    options = dict({'loader': LOADER if new else None, 'profile': 'legacy' if new else None, 'preload': names}, **options)
     return manifest(files, 'ansible.modules.' + name, **options), [body for _, body in files]
 
 
 def arguments(**args):
     """What an action gives a module, besides the task's own words."""
-    common = dict(_ansible_version='2.0', _ansible_remote_tmp='/tmp', _ansible_check_mode=False, _ansible_diff=False, _ansible_no_log=False,
-                  _ansible_verbosity=0, _ansible_socket=None, _ansible_syslog_facility='LOG_USER', _ansible_keep_remote_files=False,
-                  _ansible_selinux_special_fs=[], _ansible_shell_executable='/bin/sh',
-                  _ansible_debug=False, _ansible_module_name='probe', _ansible_tmpdir=None)
+    common = {'_ansible_version': '2.0', '_ansible_remote_tmp': '/tmp', '_ansible_check_mode': False, '_ansible_diff': False, '_ansible_no_log': False,
+                  '_ansible_verbosity': 0, '_ansible_socket': None, '_ansible_syslog_facility': 'LOG_USER', '_ansible_keep_remote_files': False,
+                  '_ansible_selinux_special_fs': [], '_ansible_shell_executable': '/bin/sh',
+                  '_ansible_debug': False, '_ansible_module_name': 'probe', '_ansible_tmpdir': None}
     if core() >= (2, 19):
         common.update(_ansible_target_log_info=None, _ansible_tracebacks_for=[])
     else:

@@ -6,7 +6,7 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from agent_driver import INTERPRETERS, Agent, one_line  # noqa: E402
+from agent_driver import INTERPRETERS, Agent, one_line
 
 
 def pytest_generate_tests(metafunc):

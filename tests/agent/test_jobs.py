@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from agent_driver import CANCEL, COMMAND, CREDIT, DATA, END, ERR, RESULT, SPAWN, TTY, WINDOW, eventually
+from agent_driver import CANCEL, COMMAND, CREDIT, DATA, END, ERR, RESULT, SPAWN, TTY, WINDOW, eventually, gone
 
 MIB = 1 << 20
 
@@ -14,7 +14,7 @@ MIB = 1 << 20
 def resident(agent):
     """The agent's peak resident set in KiB."""
     with open('/proc/%d/status' % agent.process.pid) as f:
-        return [int(line.split()[1]) for line in f if line.startswith('VmHWM')][0]
+        return next(int(line.split()[1]) for line in f if line.startswith('VmHWM'))
 
 
 def sh(agent, script, **options):
@@ -130,7 +130,7 @@ def test_input_waits_for_its_reader(agent, tmp_path):
     for _ in range(16):
         agent.send(DATA, stream, bytes(65536))
     agent.ping()
-    assert getattr(agent.streams[stream], 'granted', 0) < WINDOW // 2
+    assert agent.streams[stream].granted < WINDOW // 2
     go.write_text('')
     agent.send(END, stream)
     assert int(agent.result(stream).data) == WINDOW
@@ -150,14 +150,6 @@ def test_two_at_once(agent, tmp_path):
         streams.append(agent.open(COMMAND, (1, b'sh'), (1, b'-c'), (1, (script % (mine, other, mine)).encode())))
         agent.send(END, streams[-1])
     assert [bytes(agent.result(s).data).decode().strip() for s in streams] == [str(a), str(b)]
-
-
-def gone(pid):
-    try:
-        with open('/proc/%d/stat' % pid) as f:
-            return f.read().rsplit(')', 1)[1].split()[0] == 'Z'
-    except OSError:
-        return True
 
 
 @pytest.mark.parametrize('tty', [False, True])
@@ -287,5 +279,5 @@ def test_an_agent_in_an_agent(agent, python, terminal):
     inner.close()
     result = agent.result(stream)
     assert result.failure == '' and not result.err
-    kinds = set(kind for kind, number, _ in agent.frames if number == stream)
+    kinds = {kind for kind, number, _ in agent.frames if number == stream}
     assert kinds <= {DATA, END, CREDIT, RESULT, ERR, TTY}

@@ -1,4 +1,5 @@
 """The link: how it begins, what it refuses, how it ends."""
+import contextlib
 import hashlib
 import os
 import re
@@ -7,14 +8,42 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 
 import pytest
 
-from agent_driver import (ABSENT, CANCEL, COMMAND, CREDIT, DATA, DROP, END, ERR, GET, HELLO, LOG, MAGIC, MODULE, OPEN, PATIENCE, PING, PONG, PUT,
-                      RESULT, ROOM, SECTIONS, TTY, WINDOW, Agent, eventually, one_line, record)
+from agent_driver import (
+    ABSENT,
+    CANCEL,
+    COMMAND,
+    CREDIT,
+    DATA,
+    DROP,
+    END,
+    ERR,
+    GET,
+    HELLO,
+    LOG,
+    MAGIC,
+    MODULE,
+    OPEN,
+    PATIENCE,
+    PING,
+    PONG,
+    PUT,
+    RESULT,
+    ROOM,
+    SECTIONS,
+    TTY,
+    WINDOW,
+    Agent,
+    eventually,
+    one_line,
+    record,
+)
 
 
-@pytest.mark.parametrize('name, most', [('stage1.py', 700), ('stage1_local.py', 1000)])
+@pytest.mark.parametrize(('name', 'most'), [('stage1.py', 700), ('stage1_local.py', 1000)])
 def test_stage1_fits_a_quoted_word(name, most):
     text = one_line(name)
     assert len(text) < most
@@ -23,13 +52,13 @@ def test_stage1_fits_a_quoted_word(name, most):
 
 
 def test_stage1_local_goes_on_as_stage1():
-    code = [[line for line in open(os.path.join(ROOM, name)) if not line.startswith('#')] for name in ('stage1.py', 'stage1_local.py')]
-    assert code[1][-len(code[0]):] == code[0]
+    assert one_line('stage1_local.py').endswith(one_line('stage1.py')[len('exec("""'):])
 
 
 def test_sections_are_small():
     for name in SECTIONS:
-        assert len(open(os.path.join(ROOM, name)).readlines()) < 600, name
+        with open(os.path.join(ROOM, name)) as f:
+            assert len(f.readlines()) < 600, name
 
 
 @pytest.mark.parametrize('name', ABSENT)
@@ -38,11 +67,12 @@ def test_interpreters_that_are_absent(name):
 
 
 def test_lowest_pythons():
-    if not shutil.which('vermin'):
+    vermin = shutil.which('vermin', path=os.pathsep.join([os.path.dirname(sys.executable), os.environ.get('PATH', '')]))
+    if not vermin:
         pytest.skip('no vermin on PATH')
-    files = [os.path.join(ROOM, name) for name in SECTIONS + ['stage1.py', 'stage1_local.py']]
+    files = [os.path.join(ROOM, name) for name in [*SECTIONS, 'stage1.py', 'stage1_local.py']]
     config = os.path.join(ROOM, '..', '..', 'tools', 'vermin.ini')
-    subprocess.run(['vermin', '--config-file', config] + files, check=True, timeout=PATIENCE)
+    subprocess.run([vermin, '--config-file', config, *files], check=True, timeout=PATIENCE)
 
 
 def test_hello(agent, python):
@@ -61,7 +91,7 @@ def test_a_byte_at_a_time(start):
     text = struct.pack('>I', len(agent.source)) + agent.source
     for frame in ((OPEN, 1, request), (DATA, 1, b'abc'), (END, 1, b''), (PING, 0, b'12345678')):
         text += struct.pack('>IBI', len(frame[2]), frame[0], frame[1]) + frame[2]
-    agent.streams[1] = type('R', (), dict(data=bytearray(), err=bytearray(), tty=bytearray(), fields=None, ended=False))()
+    agent.streams[1] = type('R', (), {'data': bytearray(), 'err': bytearray(), 'tty': bytearray(), 'fields': None, 'ended': False})()
     for byte in bytearray(text):
         agent.link.sendall(bytes([byte]))
     agent.until(lambda: agent.pongs and agent.streams[1].fields is not None)
@@ -143,10 +173,8 @@ def test_frames_that_a_stream_may_not_have(agent, frames):
     agent.ping()
     child = children(agent)
     assert child
-    try:
+    with contextlib.suppress(BrokenPipeError):
         frames(agent, stream)
-    except BrokenPipeError:
-        pass
     agent.link.settimeout(PATIENCE)
     while agent.link.recv(1 << 16):
         pass
@@ -170,7 +198,7 @@ def children(agent):
     return found
 
 
-@pytest.mark.parametrize('kind, fields', [
+@pytest.mark.parametrize(('kind', 'fields'), [
     (COMMAND, ()), (COMMAND, ((9, b'x'),)), (MODULE, ((1, b'short'), (1, b'twice'))), (PUT, ((2, b'many'),)), (GET, ()),
 ], ids=['no argv', 'unknown tag', 'tag twice', 'no number', 'no path'])
 def test_bad_requests_end_their_stream_only(agent, kind, fields):

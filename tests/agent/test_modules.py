@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from agent_driver import CANCEL, DATA, END, INTERPRETERS, MODULE, WINDOW, eventually
+from agent_driver import CANCEL, DATA, END, INTERPRETERS, MODULE, WINDOW, eventually, gone
 from agent_payloads import manifest
 
 BASIC = b'_ANSIBLE_ARGS = None\nmarks = []\n'
@@ -108,7 +108,7 @@ EXITS = [
 ]
 
 
-@pytest.mark.parametrize('how, code, err', EXITS)
+@pytest.mark.parametrize(('how', 'code', 'err'), EXITS)
 def test_exit(modules, how, code, err):
     result = modules.run('import os, sys\n' + how)
     assert (result.code, result.err.decode(), bytes(result.data)) == (code, err, b'')
@@ -263,8 +263,15 @@ def test_random_numbers_differ(modules):
 
 
 def test_ssl_random_numbers_differ(modules):
-    source = 'import sys\ntry:\n    import ssl\nexcept ImportError:\n    sys.exit(0)\n' \
-             'sys.stdout.write(repr(ssl.RAND_bytes(8) if hasattr(ssl, "RAND_bytes") else __import__("os").urandom(8)))\nsys.exit(0)\n'
+    source = '''
+        import os, sys
+        try:
+            import ssl
+        except ImportError:
+            sys.exit(0)
+        sys.stdout.write(repr(ssl.RAND_bytes(8) if hasattr(ssl, 'RAND_bytes') else os.urandom(8)))
+        sys.exit(0)
+    '''
     digest = modules.add(source, basic=BASIC + b'try:\n    import ssl\nexcept ImportError:\n    pass\n')
     drawn = [bytes(modules.again(digest).data) for _ in range(8)]
     assert len(set(drawn)) == 8 or not any(drawn)
@@ -362,7 +369,7 @@ def test_cancel(modules, tmp_path):
     modules.agent.send(CANCEL, stream)
     assert modules.agent.result(stream).failure == 'cancelled'
     for pid in (tmp_path / 'pids').read_text().split():
-        eventually(lambda: not os.path.exists('/proc/' + pid) or ' Z ' in open('/proc/%s/stat' % pid).read())  # noqa: B023
+        eventually(lambda: gone(int(pid)))  # noqa: B023
     assert modules.run('import sys\nsys.exit(3)').code == 3
 
 
@@ -420,7 +427,7 @@ def test_real_payload(modules, python):
 
 def test_resources(modules, python):
     """importlib.resources and pkgutil on a real payload."""
-    version = [v for v, path in INTERPRETERS.items() if path == python][0]
+    version = next(v for v, path in INTERPRETERS.items() if path == python)
     seen = modules.value('''
         import pkgutil, warnings
         warnings.simplefilter('ignore')

@@ -10,17 +10,17 @@ from agent_driver import INTERPRETERS, MODULE, PATIENCE
 from agent_payloads import arguments, built, core, of_module, oldest_target, params
 
 CASES = [
-    ('ping', dict(data='hello'), True),
-    ('ping', dict(data='crash'), False),
-    ('ping', dict(nonsense=1), False),
-    ('command', dict(_raw_params='echo "a b" c; echo', _uses_shell=False), True),
-    ('command', dict(_raw_params='echo $HOME; exit 3', _uses_shell=True), False),
-    ('command', dict(_raw_params='no-such-command'), False),
-    ('stat', dict(path='/etc/passwd'), True),
-    ('file', dict(path='/etc/passwd', state='file'), True),
-    ('slurp', dict(src='/etc/hostname'), True),
-    ('setup', dict(gather_subset=['!all', '!min', 'distribution', 'user', 'platform']), True),
-    ('package_facts', dict(manager=['apt']), None),
+    ('ping', {'data': 'hello'}, True),
+    ('ping', {'data': 'crash'}, False),
+    ('ping', {'nonsense': 1}, False),
+    ('command', {'_raw_params': 'echo "a b" c; echo', '_uses_shell': False}, True),
+    ('command', {'_raw_params': 'echo $HOME; exit 3', '_uses_shell': True}, False),
+    ('command', {'_raw_params': 'no-such-command'}, False),
+    ('stat', {'path': '/etc/passwd'}, True),
+    ('file', {'path': '/etc/passwd', 'state': 'file'}, True),
+    ('slurp', {'src': '/etc/hostname'}, True),
+    ('setup', {'gather_subset': ['!all', '!min', 'distribution', 'user', 'platform']}, True),
+    ('package_facts', {'manager': ['apt']}, None),
 ]
 VOLATILE = {'start', 'end', 'delta', 'atime'}
 ROOT = re.compile(r'/tmp/[^"\s]*?\.zip|/proc/\d+/fd/\d+')
@@ -29,9 +29,9 @@ ROOT = re.compile(r'/tmp/[^"\s]*?\.zip|/proc/\d+/fd/\d+')
 @pytest.fixture
 def able(python):
     """The target's Python can run this core's modules."""
-    version = [v for v, path in INTERPRETERS.items() if path == python][0]
+    version = next(v for v, path in INTERPRETERS.items() if path == python)
     if tuple(map(int, version.split('.')[:2])) < oldest_target():
-        pytest.skip('modules of ansible-core %d.%d do not run on Python %s' % (core() + (version,)))
+        pytest.skip('modules of ansible-core %d.%d do not run on Python %s' % ((*core(), version)))
 
 
 def settle(text):
@@ -40,13 +40,13 @@ def settle(text):
     found = re.search(r'^\{.*\}$', text, re.M)
     if not found:
         return [line for line in text.splitlines() if 'Error' in line]
-    return json.loads(found.group(), object_hook=lambda d: dict((k, v) for k, v in d.items() if k not in VOLATILE))
+    return json.loads(found.group(), object_hook=lambda d: {k: v for k, v in d.items() if k not in VOLATILE})
 
 
-@pytest.mark.parametrize('name, args, succeeds', CASES, ids=['%s %s' % (name, '-'.join('%s' % v for v in args.values())) for name, args, _ in CASES])
+@pytest.mark.parametrize(('name', 'args', 'succeeds'), CASES, ids=['%s %s' % (name, '-'.join('%s' % v for v in args.values())) for name, args, _ in CASES])
 def test_same_as_plain(able, agent, python, name, args, succeeds):
     """succeeds: None if it depends on what the target's Python has."""
-    plain = subprocess.run([python], input=built(name, arguments(**args)), capture_output=True, timeout=PATIENCE)
+    plain = subprocess.run([python], check=False, input=built(name, arguments(**args)), capture_output=True, timeout=PATIENCE)
     assert succeeds in (None, plain.returncode == 0), plain.stdout.decode()
     text, blobs = of_module(name, real=name == 'package_facts')
     agent.blobs(text, *blobs)
@@ -65,7 +65,7 @@ def test_modules_share_what_they_share(able, agent):
         text, blobs = of_module(name)
         agent.blobs(text, *blobs)
         texts.append(text)
-    for text, args in zip(texts * 2, [dict(), dict(_raw_params='true'), dict(path='/')] * 2):
+    for text, args in zip(texts * 2, [{}, {'_raw_params': 'true'}, {'path': '/'}] * 2):
         result = agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()), (2, params(**args))))
         assert result.code == 0, result.data.decode()
     assert agent.logs == []

@@ -48,7 +48,7 @@ def test_there_and_back(agent, folder, size, trailer):
     assert os.listdir(str(folder)) == ['f']
 
 
-@pytest.mark.parametrize('old, asked, new', [
+@pytest.mark.parametrize(('old', 'asked', 'new'), [
     (None, None, 0o640), (None, 0o755, 0o755), (0o600, None, 0o600), (0o4711, None, 0o4711), (0o644, 0o600, 0o600), (0o644, 0, 0),
 ])
 def test_mode(start, folder, old, asked, new):
@@ -100,7 +100,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize('spoil, kind, text', [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+@pytest.mark.parametrize(('spoil', 'kind', 'text'), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
 def test_destinations_that_are_refused(agent, folder, spoil, kind, text):
     spoil(folder)
     result = put(agent, folder / 'f', os.urandom(SIZE))
@@ -112,7 +112,7 @@ def test_destinations_that_are_refused(agent, folder, spoil, kind, text):
 def small_disk(tmp_path):
     path = tmp_path / 'disk'
     path.mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(path)], capture_output=True).returncode:
+    if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(path)], check=False, capture_output=True).returncode:
         pytest.skip('no right to mount')
     yield path
     subprocess.run(['umount', str(path)], check=True)
@@ -136,16 +136,16 @@ def test_read_only_disk(agent, small_disk):
 
 
 WRONG = [
-    ('digest in the request', dict(digest=bytes(31) + b'1'), 'digest'),
-    ('trailer', dict(trailer=bytes(32)), 'digest'),
-    ('no trailer', dict(trailer=b''), 'digest'),
-    ('trailer too long', dict(trailer=bytes(33)), 'bad-request'),
-    ('too much', dict(size=10), 'bad-request'),
-    ('too little', dict(size=1000), 'changed'),
+    ('digest in the request', {'digest': bytes(31) + b'1'}, 'digest'),
+    ('trailer', {'trailer': bytes(32)}, 'digest'),
+    ('no trailer', {'trailer': b''}, 'digest'),
+    ('trailer too long', {'trailer': bytes(33)}, 'bad-request'),
+    ('too much', {'size': 10}, 'bad-request'),
+    ('too little', {'size': 1000}, 'changed'),
 ]
 
 
-@pytest.mark.parametrize('wrong, kind', [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
+@pytest.mark.parametrize(('wrong', 'kind'), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG])
 def test_what_comes_is_wrong(agent, folder, wrong, kind):
     (folder / 'f').write_bytes(b'old')
     assert put(agent, folder / 'f', b'x' * 100, **wrong).failure == kind
@@ -190,7 +190,8 @@ def test_get_what_cannot_be_had(agent, folder):
 
 def test_get_what_has_no_size(agent):
     assert get(agent, '/proc/self/status').data.startswith(b'Name:')
-    assert get(agent, '/proc/version').data == open('/proc/version', 'rb').read()
+    with open('/proc/version', 'rb') as f:
+        assert get(agent, '/proc/version').data == f.read()
 
 
 @pytest.mark.parametrize('change', [
