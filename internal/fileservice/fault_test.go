@@ -12,7 +12,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/agent/agenttest"
@@ -153,6 +152,8 @@ func TestFaultAtEachFrame(t *testing.T) {
 
 // faultAt reports whether the transfer had the frame to strike at.
 func faultAt(t *testing.T, transfer func(context.Context, Caller, string, string) error, size int, name string, w *wire) bool {
+	dir := t.TempDir()
+	t.Cleanup(func() { checkOnly(t, dir, "from", "to") }) // when the agent has ended, which Spawn's own cleanup waits for
 	w.Process = agenttest.Spawn(t, "", "-S", "-c", agent.Stage1(), "mitogen-mux: test")
 	link, err := agent.Connect(within(t), w, agent.Options{Name: "test"})
 	if err != nil {
@@ -162,7 +163,6 @@ func faultAt(t *testing.T, transfer func(context.Context, Caller, string, string
 	if _, err := link.Hello(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
 	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
 	write(t, from, content(size), 0o600)
 	write(t, to, []byte("old"), 0o600)
@@ -199,23 +199,7 @@ func faultAt(t *testing.T, transfer func(context.Context, Caller, string, string
 	if !struck && err != nil {
 		t.Errorf("nothing happened, and still %v", err)
 	}
-	waitForNoTemporary(t, dir)
 	return struck
-}
-
-// waitForNoTemporary gives the agent, which has been left alone, the time to notice.
-func waitForNoTemporary(t *testing.T, dir string) {
-	t.Helper()
-	for ctx := within(t); ctx.Err() == nil; <-time.After(time.Millisecond) {
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(entries) == 2 {
-			return
-		}
-	}
-	t.Error("a temporary file is left")
 }
 
 // The same without an agent: the connection breaks at each part of the content.
@@ -251,7 +235,7 @@ func TestPlainPutCut(t *testing.T) {
 				if at < parts && err == nil {
 					t.Error("a part did not arrive, and no error")
 				}
-				waitForNoTemporary(t, dir)
+				checkOnly(t, dir, "from", "to")
 			})
 		}
 	}

@@ -25,7 +25,9 @@ func (t *turns) users(link string) int {
 }
 
 // A second large file waits until the first one's last byte has left; a small one does not wait.
-func TestLargeFilesTakeTurns(t *testing.T) {
+func TestLargeFilesTakeTurns(t *testing.T) { synctest.Test(t, takeTurns) }
+
+func takeTurns(t *testing.T) {
 	const size = agent.Window + 3*chunkSize
 	s := New()
 	fullWindow, smallDone, secondOpen := make(chan struct{}), make(chan struct{}), make(chan struct{})
@@ -83,8 +85,9 @@ func TestLargeFilesTakeTurns(t *testing.T) {
 			t.Errorf("second: %v", err)
 		}
 	})
-	for s.up.users("l") < 2 && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
+	synctest.Wait()
+	if s.up.users("l") != 2 {
+		t.Error("the second one does not wait")
 	}
 	if _, err := s.Put(ctx, linked{l}, &PutRequest{Link: "l", Body: inParts([]byte("small"), 5), Dest: []byte("/y")}); err != nil {
 		t.Errorf("small: %v", err)

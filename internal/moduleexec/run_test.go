@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -335,51 +336,75 @@ func TestRunCommandEnded(t *testing.T) {
 			"output": {fault.Cancelled, broken, nil, broken},
 		} {
 			t.Run(callerName+"/"+name, func(t *testing.T) {
-				mark := filepath.Join(t.TempDir(), "pid")
+				job := newWitness(t)
 				ctx, end := context.WithCancelCause(within(t))
 				defer end(nil)
-				cmd := &Command{}
-				script := "echo $$ >" + mark + "; exec sleep 600"
+				cmd, script := &Command{}, job.script()
+				begun := make(chan error, 1)
+				go func() { begun <- job.begun() }()
 				if how.body != nil {
-					waited := false
 					inner := how.body(end)
 					cmd.Body = func(ctx context.Context) ([]byte, error) {
-						for !waited {
-							if b, _ := os.ReadFile(mark); len(b) > 1 {
-								waited = true
-							}
+						if err := <-begun; err != nil {
+							return nil, err
 						}
 						return inner(ctx)
 					}
 				} else {
-					script = "echo $$ >" + mark + "; head -c 200000 /dev/zero; exec sleep 600"
+					script += "head -c 200000 /dev/zero; "
 				}
+				script += "exec sleep 600"
 				cmd.Argv, cmd.Plain = argv("/bin/sh", "-c", script), []byte(script)
 				out := NewOutput(0, func(_, _ []byte) error { return how.emit })
 				_, err := RunCommand(ctx, c, cmd, out)
 				if fault.KindOf(err) != how.want || (how.cause != nil && !errors.Is(err, how.cause)) {
 					t.Errorf("got %v of kind %d, want kind %d", err, fault.KindOf(err), how.want)
 				}
-				waitForEnd(t, mark)
+				if how.body == nil {
+					if err := <-begun; err != nil {
+						t.Fatal(err)
+					}
+				}
+				job.ended(t)
 			})
 		}
 	}
 }
 
-// waitForEnd returns when the process that wrote its pid to mark has ended.
-func waitForEnd(t *testing.T, mark string) {
+// witness is a FIFO that a job holds open: it tells when the job has begun, and when it has ended.
+type witness struct {
+	path string
+	file *os.File
+}
+
+func newWitness(t *testing.T) *witness {
 	t.Helper()
-	pid, err := os.ReadFile(mark)
-	if err != nil {
+	w := &witness{path: filepath.Join(t.TempDir(), "fifo")}
+	if err := syscall.Mkfifo(w.path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for ctx := within(t); ctx.Err() == nil; {
-		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
-		if err != nil || strings.Contains(string(stat), ") Z ") {
-			return
-		}
+	return w
+}
+
+// script goes before what the job does.
+func (w *witness) script() string { return "exec 9>" + w.path + "; echo up >&9; " }
+
+// begun waits until the job has begun.
+func (w *witness) begun() error {
+	file, err := os.Open(w.path)
+	if err != nil {
+		return err
 	}
-	t.Error("the job still runs")
+	w.file = file
+	_, err = io.ReadFull(file, make([]byte, len("up\n")))
+	return err
+}
+
+// ended waits until the job has ended.
+func (w *witness) ended(t *testing.T) {
+	t.Helper()
+	_, _ = io.Copy(io.Discard, w.file)
+	_ = w.file.Close()
 }
 
 func TestFailure(t *testing.T) {

@@ -8,9 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -47,6 +47,7 @@ type fakeTree struct {
 	acquired []acquisition
 	resets   []acquisition
 	ended    []string
+	endings  chan string // gets each ended run
 	nodes    []mux.NodeInfo
 }
 
@@ -73,6 +74,7 @@ func (f *fakeTree) EndRun(run string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.ended = append(f.ended, run)
+	f.endings <- run
 }
 
 func (f *fakeTree) Nodes() []mux.NodeInfo { return f.nodes }
@@ -95,18 +97,21 @@ type bareNode struct{ state *nodeState }
 
 type nodeState struct {
 	held  atomic.Int32
-	log   func(level int, text string)
+	log   atomic.Pointer[func(level int, text string)]
 	onLog func()
+}
+
+// say is what the agent logs.
+func (s *nodeState) say(level int, text string) {
+	if f := s.log.Load(); f != nil {
+		(*f)(level, text)
+	}
 }
 
 func newAgentNode(t *testing.T) *agentNode {
 	t.Helper()
 	n := &agentNode{bareNode: newBareNode()}
-	n.Link = agenttest.StartWith(t, "", agent.Options{Name: "test", OnLog: func(level int, text string) {
-		if n.state.log != nil {
-			n.state.log(level, text)
-		}
-	}})
+	n.Link = agenttest.StartWith(t, "", agent.Options{Name: "test", OnLog: n.state.say})
 	return n
 }
 
@@ -133,7 +138,7 @@ func (bareNode) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource)
 }
 
 func (n bareNode) Log(f func(level int, text string)) {
-	n.state.log = f
+	n.state.log.Store(&f)
 	if n.state.onLog != nil {
 		n.state.onLog()
 	}
@@ -208,7 +213,7 @@ type daemon struct {
 
 func start(t *testing.T, node Node) *daemon {
 	t.Helper()
-	d := &daemon{tree: &fakeTree{node: node}, store: moduleexec.NewStore(blobcache.New(64 << 20)), stopped: make(chan struct{})}
+	d := &daemon{tree: &fakeTree{node: node, endings: make(chan string, 16)}, store: moduleexec.NewStore(blobcache.New(64 << 20)), stopped: make(chan struct{})}
 	d.Server = New(Options{
 		Tree: d.tree, Payloads: d.store, Files: fileservice.New(), Version: "v1", Stage1: "stage 1", Stage1Local: "stage 1 local",
 		AgentSocket: "/the/socket", Stop: func() { close(d.stopped) },
@@ -330,29 +335,38 @@ func shell1(script string) *muxv1.Step {
 	return &muxv1.Step{Action: &muxv1.Step_Command{Command: sh(script)}}
 }
 
-// waitForEnd returns when the process that wrote its pid to mark has ended.
-func waitForEnd(t *testing.T, mark string) {
-	t.Helper()
-	pid, err := os.ReadFile(mark)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for ctx := within(t); ctx.Err() == nil; time.Sleep(time.Millisecond) {
-		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(pid)) + "/stat")
-		if err != nil || strings.Contains(string(stat), ") Z ") {
-			return
-		}
-	}
-	t.Error("the job still runs")
+// witness is a FIFO that a job holds open: it tells when the job has begun, and when it has ended.
+type witness struct {
+	path string
+	file *os.File
 }
 
-// waitForFile returns when a file has something in it.
-func waitForFile(t *testing.T, path string) {
+func newWitness(t *testing.T) *witness {
 	t.Helper()
-	for ctx := within(t); ctx.Err() == nil; time.Sleep(time.Millisecond) {
-		if b, _ := os.ReadFile(path); len(b) > 1 {
-			return
-		}
+	w := &witness{path: filepath.Join(t.TempDir(), "fifo")}
+	if err := syscall.Mkfifo(w.path, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("nothing came into %s", path)
+	return w
+}
+
+// script goes before what the job does.
+func (w *witness) script() string { return "exec 9>" + w.path + "; echo up >&9; " }
+
+// begun waits until the job has begun.
+func (w *witness) begun() error {
+	file, err := os.Open(w.path)
+	if err != nil {
+		return err
+	}
+	w.file = file
+	_, err = io.ReadFull(file, make([]byte, len("up\n")))
+	return err
+}
+
+// ended waits until the job has ended.
+func (w *witness) ended(t *testing.T) {
+	t.Helper()
+	_, _ = io.Copy(io.Discard, w.file)
+	_ = w.file.Close()
 }

@@ -210,3 +210,33 @@ func TestPanic(t *testing.T) {
 		}
 	}
 }
+
+// Whatever bytes a client sends as a request: it is refused, or it becomes values.
+func FuzzRequest(f *testing.F) {
+	k := newKeyMaker()
+	for _, r := range []*muxv1.Request{
+		{Path: sshPath(), Steps: []*muxv1.Step{shell1("true"), tiny("{}", &muxv1.Guard{Field: "rc", Value: "0"})}},
+		{Path: &muxv1.Path{Hops: []*muxv1.Hop{{Method: &muxv1.Hop_Local{Local: &muxv1.LocalHop{}}}}}},
+		{Path: &muxv1.Path{Hops: []*muxv1.Hop{{Method: &muxv1.Hop_Become{Become: &muxv1.BecomeHop{Method: "sudo", PromptPatterns: []string{"p.*"}}}}}}},
+	} {
+		b, err := proto.Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := &muxv1.Request{}
+		if proto.Unmarshal(b, r) != nil {
+			return
+		}
+		path, err := k.toPath(r.GetPath(), "run")
+		if err == nil && len(path) != len(r.GetPath().GetHops()) {
+			t.Error("a hop was lost")
+		}
+		steps, err := toSteps(r.GetSteps())
+		if err == nil && len(steps) != len(r.GetSteps()) {
+			t.Error("a step was lost")
+		}
+	})
+}

@@ -5,11 +5,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -271,25 +274,27 @@ func TestCancel(t *testing.T) {
 		} {
 			t.Run(nodeName+"/"+name, func(t *testing.T) {
 				d := start(t, node)
-				mark := filepath.Join(t.TempDir(), "pid")
+				job, second := newWitness(t), filepath.Join(t.TempDir(), "second")
 				ctx, cancel := context.WithCancelCause(within(t))
 				defer cancel(nil)
 				stream, err := d.jobs.Run(ctx)
 				if err != nil {
 					t.Fatal(err)
 				}
-				request := d.request(t, shell1("echo $$ >"+mark+"; exec sleep 600"), shell1("echo >"+mark+".second"))
+				request := d.request(t, shell1(job.script()+"exec sleep 600"), shell1("echo >"+second))
 				if err := stream.Send(&muxv1.RunRequest{Part: &muxv1.RunRequest_Request{Request: request}}); err != nil {
 					t.Fatal(err)
 				}
-				waitForFile(t, mark)
+				if err := job.begun(); err != nil {
+					t.Fatal(err)
+				}
 				c.end(d, request.GetRun(), cancel)
 				_, err = stream.Recv()
 				if status.Code(err) != c.code || FaultOf(err).Kind != c.kind {
 					t.Errorf("got %v", err)
 				}
-				waitForEnd(t, mark)
-				if _, err := os.Stat(mark + ".second"); err == nil {
+				job.ended(t)
+				if _, err := os.Stat(second); err == nil {
 					t.Error("the next step was run")
 				}
 			})
@@ -299,9 +304,11 @@ func TestCancel(t *testing.T) {
 
 func TestDeadline(t *testing.T) {
 	d := start(t, newAgentNode(t))
-	mark := filepath.Join(t.TempDir(), "pid")
-	request := d.request(t, shell1("echo $$ >"+mark+"; exec sleep 600"))
-	ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, nil)
+	job := newWitness(t)
+	begun := make(chan error, 1)
+	go func() { begun <- job.begun() }()
+	request := d.request(t, shell1(job.script()+"exec sleep 600"))
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, nil)
 	defer cancel()
 	stream, err := d.jobs.Run(ctx)
 	if err != nil {
@@ -310,9 +317,14 @@ func TestDeadline(t *testing.T) {
 	if _, err := gather(t, stream, request, nil); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("got %v", err)
 	}
-	if _, err := os.Stat(mark); err == nil {
-		waitForEnd(t, mark)
+	// On a machine so slow that the job had not begun nobody else opens the FIFO.
+	if file, err := os.OpenFile(job.path, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+		_ = file.Close()
 	}
+	if err := <-begun; err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	job.ended(t)
 }
 
 func TestGuards(t *testing.T) {
@@ -451,10 +463,10 @@ func TestLogs(t *testing.T) {
 	node := newAgentNode(t)
 	d := start(t, node)
 	node.state.onLog = func() {
-		node.state.log(agent.LogWarning, "careful \x1b[31m!")
-		node.state.log(99, "odd")
+		node.state.say(agent.LogWarning, "careful \x1b[31m!")
+		node.state.say(99, "odd")
 		for range maxLogs {
-			node.state.log(agent.LogVVV, "chatter")
+			node.state.say(agent.LogVVV, "chatter")
 		}
 	}
 	a, err := d.ask(t, d.request(t, shell1("true")))

@@ -102,7 +102,7 @@ func TestUmask(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait()    //nolint:errcheck // read fails, as it should
+	defer cmd.Wait() //nolint:errcheck // read fails, as it should
 	defer stdin.Close()
 	if startTime(cmd.Process.Pid) == 0 {
 		t.Skip("this system does not say")

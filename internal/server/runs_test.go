@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -57,11 +57,7 @@ func TestAttach(t *testing.T) {
 		t.Error("not busy with a run")
 	}
 	end()
-	for ctx := within(t); len(d.tree.endedRuns()) == 0; time.Sleep(time.Millisecond) {
-		if ctx.Err() != nil {
-			t.Fatal("the run does not end with its process")
-		}
-	}
+	<-d.tree.endings
 	if got := d.tree.endedRuns(); !slices.Equal(got, []string{reply.GetRun()}) || d.Busy() {
 		t.Errorf("ended %v, busy %v", got, d.Busy())
 	}
@@ -78,14 +74,16 @@ func TestRunEndsWithItsProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mark := filepath.Join(t.TempDir(), "pid")
-	request := &muxv1.Request{Run: reply.GetRun(), Host: "web1", Path: sshPath(), Steps: []*muxv1.Step{shell1("echo $$ >" + mark + "; exec sleep 600")}}
+	job := newWitness(t)
+	request := &muxv1.Request{Run: reply.GetRun(), Host: "web1", Path: sshPath(), Steps: []*muxv1.Step{shell1(job.script() + "exec sleep 600")}}
 	failed := make(chan error, 1)
 	go func() {
 		_, err := d.ask(t, request)
 		failed <- err
 	}()
-	waitForFile(t, mark)
+	if err := job.begun(); err != nil {
+		t.Fatal(err)
+	}
 	info, err := d.status.Get(within(t), &muxv1.GetStatusRequest{})
 	if err != nil || len(info.GetRuns()) != 1 || info.GetRuns()[0].GetRequests() != 1 || info.GetRuns()[0].GetPid() != uint32(p.pid) {
 		t.Errorf("%v, %v", info.GetRuns(), err)
@@ -94,7 +92,7 @@ func TestRunEndsWithItsProcess(t *testing.T) {
 	if e := FaultOf(<-failed); e.Kind != fault.Cancelled || !strings.Contains(e.Message, "its process has ended") {
 		t.Errorf("got %v", e)
 	}
-	waitForEnd(t, mark)
+	job.ended(t)
 	if _, err := d.ask(t, request); FaultOf(err).Kind != fault.RunUnknown {
 		t.Errorf("a request of a run that has ended: %v", err)
 	}
@@ -199,29 +197,44 @@ func TestClose(t *testing.T) {
 		grace  bool
 		code   codes.Code
 	}{
-		"waits":    {"echo $$ >MARK; sleep 0.1; echo done", true, codes.OK},
-		"does not": {"echo $$ >MARK; exec sleep 600", false, codes.Unavailable},
+		"waits":    {"read x <GO; echo $x", true, codes.OK},
+		"does not": {"exec sleep 600", false, codes.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := start(t, newAgentNode(t))
-			mark := filepath.Join(t.TempDir(), "pid")
-			request := d.request(t, shell1(strings.ReplaceAll(c.script, "MARK", mark)))
+			job, goOn := newWitness(t), newWitness(t)
+			request := d.request(t, shell1(job.script()+strings.ReplaceAll(c.script, "GO", goOn.path)))
 			failed := make(chan error, 1)
 			go func() {
 				_, err := d.ask(t, request)
 				failed <- err
 			}()
-			waitForFile(t, mark)
+			if err := job.begun(); err != nil {
+				t.Fatal(err)
+			}
 			ctx, cancel := context.WithCancelCause(within(t))
 			if !c.grace {
 				cancel(errors.New("now"))
 			}
-			d.Close(ctx)
+			closed := make(chan struct{})
+			go func() {
+				defer close(closed)
+				d.Close(ctx)
+			}()
+			if c.grace {
+				for !d.Server.runs.isStopping() {
+					runtime.Gosched()
+				}
+				if err := os.WriteFile(goOn.path, []byte("on\n"), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			<-closed
 			cancel(nil)
 			if err := <-failed; status.Code(err) != c.code {
 				t.Errorf("got %v", err)
 			}
-			waitForEnd(t, mark)
+			job.ended(t)
 			if len(d.tree.endedRuns()) != 1 || d.Busy() {
 				t.Errorf("ended %v, busy %v", d.tree.endedRuns(), d.Busy())
 			}
@@ -268,4 +281,10 @@ func TestNodeStates(t *testing.T) {
 			t.Errorf("state %d is %s in the tree, %s in the .proto", number, got, name)
 		}
 	}
+}
+
+func (r *registry) isStopping() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stopping
 }
