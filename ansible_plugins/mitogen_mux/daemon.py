@@ -253,6 +253,7 @@ def _start(binary: str) -> str:
     with contextlib.suppress(OSError):
         note = _note(binary)
         draft = note.with_name(f'{note.name}.{os.getpid()}')
+        draft.touch(0o600)
         draft.write_text(path)
         draft.replace(note)
     return path
