@@ -51,11 +51,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     ways = ["linear", "linear-nopipelining", *SMALL_WAYS]
     if "case" in metafunc.fixturenames:
         pairs = [(w, c) for w in ways for c in selected(tier, w)]
-        metafunc.parametrize("way,case", pairs, ids=[f"{w}-{c}" for w, c in pairs], scope="session")
+        metafunc.parametrize("way,case", pairs, ids=[f"{w}-{c}" for w, c in pairs])
     elif "way" in metafunc.fixturenames:
-        metafunc.parametrize("way", [w for w in ways if selected(tier, w)], scope="session")
+        metafunc.parametrize("way", [w for w in ways if selected(tier, w)])
     elif "twin" in metafunc.fixturenames:
-        metafunc.parametrize("twin", selected(tier, "again"), scope="session")
+        metafunc.parametrize("twin", selected(tier, "again"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

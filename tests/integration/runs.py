@@ -359,6 +359,23 @@ class Site:
                         found.append(p.pid)
         return found
 
+    def agents(self, account: str = "") -> list[harness.Process]:
+        """Agents of this session, wherever they hang: what has our marker in its argv and belongs to our accounts, came from them by
+        sudo, or was started by our runs. Others on this machine may have agents of their own.
+        """
+        signs = [f"SUDO_USER={a.name}".encode() for a in self.accounts] + [f"HOME={self.home}".encode()]
+        found = []
+        for p in harness.processes():
+            if p.state == "Z" or not any(w.startswith("mitogen-mux:") for w in p.argv):
+                continue
+            with contextlib.suppress(OSError, KeyError):
+                owner = Path(f"/proc/{p.pid}").owner()
+                environ = Path(f"/proc/{p.pid}/environ").read_bytes().split(b"\0")
+                mine = owner in [a.name for a in self.accounts] or any(s in environ for s in signs)
+                if mine and account in ("", owner):
+                    found.append(p)
+        return found
+
     def stop_daemon(self) -> None:
         if BINARY.exists():
             self.tool("stop", "--force")

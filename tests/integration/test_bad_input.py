@@ -1,0 +1,391 @@
+"""What goes wrong goes wrong as it does with plain Ansible: the same class of error, one that says where and what to do, for that host alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import runs
+from runs import WAYS, Run, Site
+from test_life import HELLO, play
+
+PLAIN, OURS = WAYS["plain"], WAYS["linear"]
+Hosts = dict[str, dict[str, Any]]
+
+
+@pytest.fixture
+def stage(site: Site, binary: Path) -> Site:
+    site.stop_daemon()
+    return site
+
+
+def statuses(run: Run, host: str) -> list[str]:
+    return [status for status, _ in run.results(host)]
+
+
+def said_of(run: Run, host: str) -> str:
+    """All that the results of a host say."""
+    return "\n".join(str(r.get("msg", "")) + str(r.get("module_stderr", "")) for _, r in run.results(host))
+
+
+def both(site: Site, bad: dict[str, Any], tasks: list[object], **more: Any) -> Run:
+    """Run the tasks on a bad and on a good host, plain and ours: the same classes of results. Returns ours."""
+    seen = []
+    site.end_masters()  # one that is open needs no key
+    for way in (PLAIN, OURS):
+        good = site.host_vars(way, site.accounts[2], ansible_become=False)
+        hosts = {"bad": site.host_vars(way, site.login, **bad), "good": good}
+        seen.append(site.play(way, hosts, play(*tasks), **more))
+    plain, ours = seen
+    assert statuses(ours, "good") == statuses(plain, "good") == ["ok"] * len(tasks), ours.said()
+    assert statuses(ours, "bad") == statuses(plain, "bad"), f"{plain.said()}\n----- ours\n{ours.said()}"
+    assert ours.rc == plain.rc
+    assert "Traceback" not in ours.said()
+    return ours
+
+
+def silent_port(stack: contextlib.ExitStack) -> int:
+    """A port that takes connections and never says a word."""
+    s = stack.enter_context(socket.socket())
+    s.bind(("127.0.0.1", 0))
+    s.listen(16)
+    return int(s.getsockname()[1])
+
+
+def other_key(site: Site) -> Path:
+    key = site.base / "other-key"
+    if not key.exists():
+        harness.quiet("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key))
+    return key
+
+
+def known_hosts(site: Site, name: str, line: str) -> str:
+    path = site.base / name
+    path.write_text(line)
+    return f"-o UserKnownHostsFile={path} -o IdentitiesOnly=yes"
+
+
+# --- the host
+
+
+@pytest.mark.tier("smoke")
+def test_refused_connection(stage: Site) -> None:
+    ours = both(stage, {"ansible_port": stage.closed_port}, [HELLO, HELLO])
+    assert statuses(ours, "bad") == ["unreachable"]
+    text = said_of(ours, "bad")
+    assert "Failed to connect to the host via ssh" in text
+    assert f"127.0.0.1:{stage.closed_port}" in text
+    assert "refused" in text
+
+
+def test_unknown_name(stage: Site) -> None:
+    ours = both(stage, {"ansible_host": "no-such-host.invalid"}, [HELLO])
+    assert "no-such-host.invalid" in said_of(ours, "bad")
+
+
+def test_silent_host(stage: Site) -> None:
+    with contextlib.ExitStack() as stack:
+        ours = both(stage, {"ansible_port": silent_port(stack)}, [HELLO], args=["--timeout", "2"])
+    assert statuses(ours, "bad") == ["unreachable"]
+    assert "timed out" in said_of(ours, "bad").lower() or "timeout" in said_of(ours, "bad").lower()
+
+
+@pytest.mark.tier("smoke")
+def test_refused_key(stage: Site) -> None:
+    ours = both(stage, {"ansible_ssh_private_key_file": str(other_key(stage))}, [HELLO])
+    text = said_of(ours, "bad")
+    assert "publickey" in text
+    assert f"{stage.login.name}@127.0.0.1:{stage.sshd.port}" in text
+
+
+def test_key_that_is_not_there(stage: Site) -> None:
+    both(stage, {"ansible_ssh_private_key_file": "/nowhere/key"}, [HELLO])
+
+
+@pytest.mark.tier("smoke")
+def test_changed_host_key(stage: Site) -> None:
+    kind, blob, *_ = other_key(stage).with_suffix(".pub").read_text().split()
+    args = known_hosts(stage, "changed", f"[127.0.0.1]:{stage.sshd.port} {kind} {blob}\n")
+    ours = both(stage, {"ansible_ssh_common_args": args}, [HELLO])
+    text = said_of(ours, "bad")
+    assert "ssh-keygen" in text and " -R " in text
+    assert f"127.0.0.1:{stage.sshd.port}" in text
+
+
+def test_unknown_host_key(stage: Site) -> None:
+    ours = both(stage, {"ansible_ssh_common_args": known_hosts(stage, "empty", "")}, [HELLO])
+    assert "ssh-keyscan" in said_of(ours, "bad")
+
+
+def test_unknown_host_key_without_checking(stage: Site) -> None:
+    bad = {"ansible_ssh_common_args": known_hosts(stage, "empty", ""), "ansible_host_key_checking": False}
+    assert statuses(both(stage, bad, [HELLO]), "bad") == ["ok"]
+
+
+@pytest.mark.tier("smoke")
+def test_no_python(stage: Site) -> None:
+    tasks = [{"command": "echo hello", "ignore_errors": True}, {"raw": "echo raw works"}]
+    ours = both(stage, {"ansible_python_interpreter": "/nowhere/python3"}, tasks)
+    text = said_of(ours, "bad")
+    assert "/nowhere/python3" in text
+    assert "ansible_python_interpreter" in text or "interpreter" in text
+
+
+def test_no_python_behind_become(stage: Site) -> None:
+    tasks = [{"command": "echo hello", "become": True, "ignore_errors": True}, {"raw": "id -un", "become": True}]
+    ours = both(stage, {"ansible_python_interpreter": "/nowhere/python3"}, tasks)
+    assert "/nowhere/python3" in said_of(ours, "bad")
+
+
+def test_login_shell_that_talks(stage: Site) -> None:
+    """Banners and noise of a login shell come before our first byte."""
+    noisy = stage.accounts[2]
+    with profile(noisy, "echo noise of a profile; echo more on stderr >&2; printf 'MU'\n"):
+        assert statuses(both(stage, {"ansible_user": noisy.name}, [HELLO, {"ping": {}}]), "bad") == ["ok", "ok"]
+
+
+@contextlib.contextmanager
+def profile(account: harness.Account, text: str) -> Iterator[None]:
+    path = account.home / ".bashrc"
+    was = path.read_text()
+    path.write_text(text + was)
+    try:
+        yield
+    finally:
+        path.write_text(was)
+
+
+# --- the daemon
+
+
+def lone(site: Site, **more: Any) -> Run:
+    return site.play(OURS, {"bad": site.host_vars(OURS, site.login)}, play(HELLO), **more)
+
+
+@pytest.mark.tier("smoke")
+def test_no_program(stage: Site) -> None:
+    run = lone(stage, env={"MITOGEN_MUX_BIN": "/nowhere/mitogen-mux"})
+    assert run.rc != 0
+    assert "/nowhere/mitogen-mux" in run.said()
+    assert "MITOGEN_MUX_BIN" in run.said()
+    assert "Traceback" not in run.said()
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["echo 'mitogen-mux 99 1.0 unix /nowhere/socket grpc'", "echo nonsense", "exit 3", "echo cannot start >&2; exit 1", "kill -9 $$"],
+    ids=["another protocol", "nonsense", "fails", "fails with words", "dies"],
+)
+def test_wrong_program(stage: Site, script: str, tmp_path: Path) -> None:
+    program = tmp_path / "mitogen-mux"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    run = lone(stage, env={"MITOGEN_MUX_BIN": str(program)})
+    assert run.rc != 0
+    assert str(program) in run.said()
+    assert "Traceback" not in run.said()
+
+
+def test_folder_of_another_user(stage: Site) -> None:
+    folder = stage.base / "theirs"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, stage.login.uid, -1)
+    run = lone(stage, env={"MITOGEN_MUX_DIR": str(folder)})
+    shutil.rmtree(folder)
+    assert run.rc != 0
+    assert str(folder) in run.said()
+    assert "MITOGEN_MUX_DIR" in run.said() or "owner" in run.said() or "belongs" in run.said()
+    assert "Traceback" not in run.said()
+
+
+def test_folder_that_others_may_enter(stage: Site) -> None:
+    folder = stage.base / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    run = lone(stage, env={"MITOGEN_MUX_DIR": str(folder)})
+    mode = folder.stat().st_mode & 0o777
+    shutil.rmtree(folder)
+    assert run.rc != 0 or mode == 0o700, "refused, or made private first"
+    assert "Traceback" not in run.said()
+
+
+def test_folder_that_is_a_link(stage: Site) -> None:
+    (stage.base / "real").mkdir(mode=0o700)
+    link = stage.base / "link"
+    link.symlink_to("real")
+    run = lone(stage, env={"MITOGEN_MUX_DIR": str(link)})
+    link.unlink()
+    assert run.rc != 0
+    assert str(link) in run.said()
+    assert "Traceback" not in run.said()
+
+
+def test_stale_socket(stage: Site) -> None:
+    """A daemon that was killed leaves its socket: the next one takes its place."""
+    assert lone(stage).rc == 0
+    harness.end(stage.daemons())
+    harness.until(lambda: not stage.daemons(), 10, "the daemon is dead")
+    assert list(stage.mux.glob("*.sock"))
+    run = lone(stage)
+    assert run.rc == 0, run.said()
+
+
+# --- in the middle of a task
+
+
+@contextlib.contextmanager
+def in_the_middle(site: Site, tasks: list[object], strike: Any) -> Iterator[Run]:
+    """Strike while host "bad" sleeps in its first task; then let "good", which waits for it, go on."""
+    site.clean(["middle"])
+    place = site.work / "middle"
+    sleep = {"shell": f"touch {place}/started; while [ ! -e {place}/struck ]; do sleep 0.05; done", "ignore_unreachable": True}
+    hosts = {"bad": site.host_vars(OURS, site.login), "good": site.host_vars(OURS, site.accounts[2])}
+    first = {**sleep, "when": "inventory_hostname == 'bad'"}
+    with site.files(hosts, play(first, *tasks)) as directory:
+        process = site.start(OURS, directory)
+        harness.until(lambda: (place / "started").exists() or process.poll() is not None, 60, "the task has begun")
+        strike()
+        (place / "struck").touch()
+        yield site.result(process, directory)
+
+
+@pytest.mark.tier("smoke")
+def test_agent_killed(stage: Site) -> None:
+    def strike() -> None:
+        # The job is a child of the agent: the eldest with the marker is the agent itself.
+        mine = stage.agents(stage.login.name)
+        pids = {p.pid for p in mine}
+        harness.end([p.pid for p in mine if p.parent not in pids])
+
+    with in_the_middle(stage, [HELLO], strike) as run:
+        assert statuses(run, "bad") == ["unreachable", "ok"], run.said()
+        assert statuses(run, "good") == ["skipped", "ok"]
+        assert stage.login.name in said_of(run, "bad")
+        assert "Traceback" not in run.said()
+
+
+@pytest.mark.tier("smoke")
+def test_daemon_killed(stage: Site) -> None:
+    killed: list[int] = []
+
+    def strike() -> None:
+        killed.extend(stage.daemons())
+        harness.end(killed)
+
+    with in_the_middle(stage, [HELLO], strike) as run:
+        assert statuses(run, "bad") == ["unreachable", "ok"], run.said()
+        assert statuses(run, "good") == ["skipped", "ok"]
+        assert "Traceback" not in run.said()
+        assert stage.daemons(), "the next task started a new one"
+        assert not set(stage.daemons()) & set(killed)
+
+
+def test_connection_cut(stage: Site) -> None:
+    def strike() -> None:
+        below = set(stage.sshd.sessions())
+        harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith("sshd:")])
+
+    with in_the_middle(stage, [HELLO], strike) as run:
+        assert statuses(run, "bad") == ["unreachable", "ok"], run.said()
+        assert "Traceback" not in run.said()
+
+
+def test_daemon_stopped_by_force(stage: Site) -> None:
+    with in_the_middle(stage, [HELLO], lambda: stage.tool("stop", "--force")) as run:
+        assert statuses(run, "bad") == ["unreachable", "ok"], run.said()
+
+
+# --- the target's disk
+
+PROBES: list[object] = [
+    {"ping": {}, "ignore_errors": True, "ignore_unreachable": True},
+    {"command": "id -un", "ignore_errors": True, "ignore_unreachable": True},
+    {"stat": {"path": "/etc/hosts"}, "ignore_errors": True, "ignore_unreachable": True},
+    {"setup": {"gather_subset": ["!all", "min"]}, "ignore_errors": True, "ignore_unreachable": True},
+    {"command": "id -un", "become": True, "ignore_errors": True, "ignore_unreachable": True},
+    {"copy": {"content": "x" * 100000, "dest": "~/big"}, "ignore_errors": True, "ignore_unreachable": True},
+    {"copy": {"content": "x" * 100000, "dest": "/tmp/big"}, "ignore_errors": True, "ignore_unreachable": True, "become": True},
+    {"raw": "echo raw", "ignore_errors": True, "ignore_unreachable": True},
+]
+
+READ_ONLY_ROOT = "mount -o remount,bind,ro /"
+KEEP_BASE = "mount --bind {base} /mnt\nmount -t tmpfs -o size={size},mode=1777 none /tmp\nmkdir {base}\nmount --bind /mnt {base}"
+FULL = (
+    KEEP_BASE.replace("{size}", "64k")
+    + "\nmount -t tmpfs -o size=64k,mode=777 none {home}\nfor d in /tmp {home}; do cat /dev/zero > $d/filler 2>/dev/null || true; done"
+)
+NOT_WRITABLE = "for d in /tmp /var/tmp {home} /root; do mount --bind $d $d; mount -o remount,bind,ro $d; done"
+
+
+@pytest.mark.parametrize("inside", [READ_ONLY_ROOT, FULL, NOT_WRITABLE], ids=["read-only root", "full disk", "no writable home or tmp"])
+def test_disk(stage: Site, inside: str) -> None:
+    script = inside.replace("{base}", str(stage.base)).replace("{home}", str(stage.login.home))
+    other = harness.Sshd(stage.base / "sshd-disk", stage.sshd.authorized, inside=script)
+    try:
+        other.start()
+        seen = []
+        for way in (PLAIN, OURS):
+            reach = {"ansible_port": other.port, "ansible_ssh_common_args": f"-o UserKnownHostsFile={other.known_hosts} -o IdentitiesOnly=yes"}
+            hosts = {"bad": stage.host_vars(way, stage.login, **reach), "good": stage.host_vars(way, stage.accounts[2])}
+            tasks = [{**t, "when": "inventory_hostname == 'bad'"} for t in PROBES if isinstance(t, dict)]
+            seen.append(stage.play(way, hosts, play(*tasks, HELLO)))
+    except harness.Unavailable as reason:
+        pytest.skip(f"no mount namespace here: {reason}")
+    finally:
+        other.stop()
+        shutil.rmtree(other.directory, ignore_errors=True)
+    plain, ours = (statuses(r, "bad") for r in seen)
+    assert len(ours) == len(PROBES) + 1, seen[1].said()
+    assert ours[:5] == ["ok"] * 5, seen[1].said()
+    for n, (theirs, mine) in enumerate(zip(plain, ours)):
+        assert mine in (theirs, "ok"), f"{PROBES[n]}: plain {theirs}, ours {mine}\n{seen[1].said()}"
+    assert "Traceback" not in seen[1].said()
+    for status, result in seen[1].results("bad"):
+        if status != "ok":
+            words = ("No space left", "Read-only file system", "not writable", "ermission denied", "Failed to create temporary directory")
+            assert any(why in str(result) for why in words), result
+
+
+# --- the run itself is ended
+
+
+def sleepers(word: str) -> list[int]:
+    return [p.pid for p in harness.processes() if p.argv[:2] == ("sleep", word) and p.state != "Z"]
+
+
+@pytest.mark.parametrize("moment", ["starting", "connecting", "in a task", "under become"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_ended(stage: Site, how: signal.Signals, moment: str) -> None:
+    word = f"61.{os.getpid() % 1000}"
+    codes = []
+    with contextlib.ExitStack() as stack:
+        silent = silent_port(stack)
+        for way in (PLAIN, OURS):
+            more = {"ansible_port": silent} if moment == "connecting" else {}
+            hosts = {"h": stage.host_vars(way, stage.login, **more)}
+            directory = stack.enter_context(stage.files(hosts, play({"command": f"sleep {word}", "become": moment == "under become"}, HELLO)))
+            process = stage.start(way, directory)
+            events = directory / "events"
+            waits = {
+                "starting": lambda e=events: e.exists(),
+                "connecting": lambda e=events: e.exists() and "runner_on_start" in e.read_text(),
+            }
+            harness.until(waits.get(moment, lambda: sleepers(word)), 60, f"the moment: {moment}")
+            # A terminal sends Ctrl-C to every process of the foreground group, kill(1) to one.
+            os.killpg(process.pid, how) if how == signal.SIGINT else process.send_signal(how)
+            run = stage.result(process, directory)
+            codes.append(run.rc)
+            if way is PLAIN:
+                harness.end(sleepers(word))  # plain leaves the command running
+    assert codes[1] == codes[0]
+    harness.until(lambda: not sleepers(word), 20, "the command on the target has ended")
+    run = lone(stage)
+    assert run.rc == 0, f"the next run goes well: {run.said()}"
