@@ -1,4 +1,4 @@
-"""Runs one playbook plain and through mitogen-mux, against an sshd of its own behind a relay that counts, and prints what each cost."""
+"""Runs one playbook (its own, or the one that is named) plain and through mitogen-mux, against an sshd of its own behind a relay that counts, and prints what each cost."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(PROJECT / 'tests' / 'integration'))
 import harness  # noqa: E402 - the machine under test is the integration tests' own
 
 BIN = PROJECT / 'bin'
+PLAYBOOK = pathlib.Path(*sys.argv[1:2] or [PROJECT / 'demo' / 'playbook' / 'site.yml'])
 DELAY = '0.5ms'  # one way: a network next door
 
 
@@ -116,7 +117,7 @@ def run(state: pathlib.Path, sshd: harness.Sshd, relay: Relay, groups: tuple[Gro
     environ = os.environ | {'ANSIBLE_CONFIG': str(state / 'ansible.cfg'), 'HOME': str(state), 'MITOGEN_MUX_DIR': str(state / 'mux'),
                             'MITOGEN_MUX_BIN': str(BIN / 'mitogen-mux')} | extra
     done = subprocess.run([pathlib.Path(sys.executable).with_name('ansible-playbook'), '-i', state / 'inventory',
-                           '-e', json.dumps(variables), PROJECT / 'demo' / 'playbook' / 'site.yml'],
+                           '-e', json.dumps(variables), PLAYBOOK],
                           env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=groups[0].take)
     wall = time.monotonic() - started
     if done.returncode:

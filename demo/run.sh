@@ -36,4 +36,4 @@ print("2.17.14" if v < (3, 11) else "2.19.14" if v < (3, 12) else "2.21.5")')
     python3 -m venv .venv-demo
     .venv-demo/bin/pip install -q "ansible-core==$core" -r ansible_plugins/requirements.txt
 fi
-exec .venv-demo/bin/python demo/demo.py
+exec .venv-demo/bin/python demo/demo.py "$@"
