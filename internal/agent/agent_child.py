@@ -73,6 +73,17 @@ def find_resolver():
         return None
 
 
+def uncoerce():
+    """Takes back the LC_CTYPE that Python 3.7 and newer give themselves in the C locale (PEP 538): no program was to see it."""
+    if os.environ.get('LC_CTYPE') in ('C.UTF-8', 'C.utf8', 'UTF-8'):
+        try:
+            with open('/proc/self/environ', 'rb') as first:
+                if b'\0LC_CTYPE=' not in b'\0' + first.read():
+                    del os.environ['LC_CTYPE']
+        except EnvironmentError:
+            pass    # not told
+
+
 def execute(argv):
     """Becomes the program argv; as a shell would, says on stderr why it cannot."""
     for name in ('SIGPIPE', 'SIGXFZ', 'SIGXFSZ'):   # Python ignores these, and a program would inherit it

@@ -178,6 +178,8 @@ class Command(Job):
         self.terminal = 'stdio' if fields[2] == b'1' else None
 
         def child():
+            if not fields[6]:
+                uncoerce()
             enter(fields[6], [], fields[5], 0)
             return execute(fields[1])
         self.launch(child)
