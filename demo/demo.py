@@ -1,4 +1,4 @@
-"""Runs one playbook (its own, or the one that is named) plain and through mitogen-mux, against an sshd of its own behind a relay that counts, and prints what each cost."""
+"""Runs a playbook (the demo's own, or the one named) plain and through mitogen-mux, against its own sshd behind a relay that counts, and prints the costs."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ class Relay:
     """bench/relay, asked over its stdin."""
 
     def __init__(self, port: int) -> None:
-        self._process = subprocess.Popen([BIN / 'relay', '--to', f'127.0.0.1:{port}', '--delay', DELAY],
-                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [BIN / 'relay', '--to', f'127.0.0.1:{port}', '--delay', DELAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         self.port = int(self._read().rpartition(':')[2])
 
     def _read(self) -> str:
@@ -93,8 +94,7 @@ class Group:
 
 def left_behind(state: pathlib.Path) -> list[int]:
     """What the run leaves for the next one: ssh's control master, whose title names its socket in our folder, or the daemon."""
-    return [p.pid for p in harness.processes()
-            if p.argv[:1] and (p.argv[0].startswith(f'ssh: {state}') or p.argv == (str(BIN / 'mitogen-mux'), 'serve'))]
+    return [p.pid for p in harness.processes() if p.argv[:1] and (p.argv[0].startswith(f'ssh: {state}') or p.argv == (str(BIN / 'mitogen-mux'), 'serve'))]
 
 
 def listing(folder: pathlib.Path) -> dict[str, str]:
@@ -114,11 +114,20 @@ def run(state: pathlib.Path, sshd: harness.Sshd, relay: Relay, groups: tuple[Gro
         subprocess.run(['rm', '-rf', folder], check=True)
     relay.ask('reset')
     before, started = [group.cpu() for group in groups], time.monotonic()
-    environ = os.environ | {'ANSIBLE_CONFIG': str(state / 'ansible.cfg'), 'HOME': str(state), 'MITOGEN_MUX_DIR': str(state / 'mux'),
-                            'MITOGEN_MUX_BIN': str(BIN / 'mitogen-mux')} | extra
-    done = subprocess.run([pathlib.Path(sys.executable).with_name('ansible-playbook'), '-i', state / 'inventory',
-                           '-e', json.dumps(variables), PLAYBOOK],
-                          env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False, preexec_fn=groups[0].take)
+    environ = (
+        os.environ
+        | {'ANSIBLE_CONFIG': str(state / 'ansible.cfg'), 'HOME': str(state), 'MITOGEN_MUX_DIR': str(state / 'mux'), 'MITOGEN_MUX_BIN': str(BIN / 'mitogen-mux')}
+        | extra
+    )
+    done = subprocess.run(
+        [pathlib.Path(sys.executable).with_name('ansible-playbook'), '-i', state / 'inventory', '-e', json.dumps(variables), PLAYBOOK],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+        preexec_fn=groups[0].take,
+    )
     wall = time.monotonic() - started
     if done.returncode:
         sys.exit(f'{done.stdout}\ndemo: ansible-playbook ended with {done.returncode}')
@@ -135,9 +144,13 @@ def words(text: str) -> list[str]:
 
 def table(plain: Cost, ours: Cost) -> str:
     rows: list[tuple[str, str, str, float]] = []
-    for name, unit, get in (('wall time', 's', lambda c: c.wall), ('controller CPU', 's', lambda c: c.controller), ('target CPU', 's', lambda c: c.target),
-                            ('bytes on the wire', 'KiB', lambda c: (c.wire['up_bytes'] + c.wire['down_bytes']) / 1024),
-                            ('round trips', '', lambda c: c.wire['turns'])):
+    for name, unit, get in (
+        ('wall time', 's', lambda c: c.wall),
+        ('controller CPU', 's', lambda c: c.controller),
+        ('target CPU', 's', lambda c: c.target),
+        ('bytes on the wire', 'KiB', lambda c: (c.wire['up_bytes'] + c.wire['down_bytes']) / 1024),
+        ('round trips', '', lambda c: c.wire['turns']),
+    ):
         a, b = float(get(plain)), float(get(ours))
         show = '{:,.0f} {}' if unit != 's' else '{:.2f} {}'
         rows.append((name, show.format(a, unit).strip(), show.format(b, unit).strip(), a / b if b else math.nan))
@@ -172,10 +185,12 @@ def main() -> int:
         stack.callback(relay.close)
         (state / 'inventory').write_text(
             f'demo ansible_host=127.0.0.1 ansible_port={relay.port} ansible_user={login.name} ansible_ssh_private_key_file={key} '
-            f'ansible_python_interpreter=/usr/bin/python3\n')
+            f'ansible_python_interpreter=/usr/bin/python3\n'
+        )
         (state / 'ansible.cfg').write_text(
             f'[defaults]\nstrategy_plugins = {PROJECT}/ansible_plugins/strategy\ndeprecation_warnings = false\nlocal_tmp = {state}/tmp\n'
-            f'[ssh_connection]\npipelining = true\nssh_common_args = -o UserKnownHostsFile={sshd.known_hosts}\ncontrol_path_dir = {state}/cp\n')
+            f'[ssh_connection]\npipelining = true\nssh_common_args = -o UserKnownHostsFile={sshd.known_hosts}\ncontrol_path_dir = {state}/cp\n'
+        )
         variables = {'demo_root': str(state / 'site'), 'demo_fetched': str(state / 'fetched'), 'demo_app': app.name}
         groups = (Group('controller'), Group('target'))
         for group in groups:

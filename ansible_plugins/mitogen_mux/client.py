@@ -115,14 +115,18 @@ class Client:
         try:
             sock.settimeout(self._connect_timeout)
             sock.connect(self.path)
-            config = h2.config.H2Configuration(client_side=True, header_encoding='utf-8', validate_outbound_headers=False,
-                                               normalize_outbound_headers=False, validate_inbound_headers=False)
+            config = h2.config.H2Configuration(
+                client_side=True, header_encoding='utf-8', validate_outbound_headers=False, normalize_outbound_headers=False, validate_inbound_headers=False
+            )
             conn = h2.connection.H2Connection(config=config)
-            conn.local_settings = h2.settings.Settings(client=True, initial_values={
-                h2.settings.SettingCodes.ENABLE_PUSH: 0,
-                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
-                h2.settings.SettingCodes.MAX_FRAME_SIZE: 1 << 18,
-            })
+            conn.local_settings = h2.settings.Settings(
+                client=True,
+                initial_values={
+                    h2.settings.SettingCodes.ENABLE_PUSH: 0,
+                    h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
+                    h2.settings.SettingCodes.MAX_FRAME_SIZE: 1 << 18,
+                },
+            )
             conn.max_inbound_frame_size = conn.local_settings.max_frame_size
             conn.initiate_connection()
             conn.increment_flow_control_window(WINDOW)
@@ -157,8 +161,14 @@ class _Call:
         self.ended = False
 
     def send_headers(self) -> None:
-        headers = [(':method', 'POST'), (':scheme', 'http'), (':path', self._method), (':authority', 'localhost'),
-                   ('content-type', 'application/grpc'), ('te', 'trailers')]
+        headers = [
+            (':method', 'POST'),
+            (':scheme', 'http'),
+            (':path', self._method),
+            (':authority', 'localhost'),
+            ('content-type', 'application/grpc'),
+            ('te', 'trailers'),
+        ]
         if self._timeout is not None:
             headers.append(('grpc-timeout', f'{max(1, int(self._timeout * 1000))}m'))
         self._h2.send_headers(self._id, headers)
@@ -253,8 +263,8 @@ class _Call:
                 raise RpcError(INTERNAL, f'{self._method}: the reply is not one of this protocol')
             if len(self._buffer) < 5 + length:
                 return
-            self._messages.append(bytes(self._buffer[5:5 + length]))
-            del self._buffer[:5 + length]
+            self._messages.append(bytes(self._buffer[5 : 5 + length]))
+            del self._buffer[: 5 + length]
 
 
 def _text(value: str | bytes | None) -> str:

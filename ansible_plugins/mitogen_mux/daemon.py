@@ -31,10 +31,11 @@ BLOB_PART = 128 << 10
 
 _PLUGINS = pathlib.Path(__file__).resolve().parent.parent
 
-_ENVIRON_NAMES = frozenset((
-    'HOME', 'USER', 'LOGNAME', 'SHELL', 'PATH', 'TERM', 'TMPDIR', 'LANG', 'LANGUAGE', 'TZ', 'DISPLAY', 'WAYLAND_DISPLAY', 'KRB5CCNAME', 'KRB5_CONFIG',
-    'SSH_AUTH_SOCK', 'SSH_AGENT_PID', 'SSH_ASKPASS', 'SSH_ASKPASS_REQUIRE', 'XAUTHORITY', 'ALL_PROXY', 'all_proxy', 'http_proxy', 'https_proxy', 'no_proxy',
-    'HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY'))
+_ENVIRON_NAMES = frozenset(
+    'HOME USER LOGNAME SHELL PATH TERM TMPDIR LANG LANGUAGE TZ DISPLAY WAYLAND_DISPLAY KRB5CCNAME KRB5_CONFIG'
+    ' SSH_AUTH_SOCK SSH_AGENT_PID SSH_ASKPASS SSH_ASKPASS_REQUIRE XAUTHORITY'
+    ' ALL_PROXY all_proxy http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY'.split()
+)
 _ENVIRON_PREFIXES = ('LC_', 'XDG_', 'AWS_', 'AZURE_', 'CLOUDSDK_', 'GOOGLE_', 'GCLOUD_', 'TELEPORT_', 'TSH_', 'VAULT_', 'STEP', 'MITOGEN_')
 """What ``ssh -G``, a ProxyCommand or an SSH agent may need of the run's environment."""
 
@@ -168,11 +169,15 @@ class Session:
         words = shlex.split(interpreter)
         argv = [*words, '-c', self.attach.stage1_local, self.attach.agent_name, self.attach.agent_socket, token.hex()]
         try:
-            self._local_agents.append(subprocess.Popen(argv, env=START_ENVIRON, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                                       stderr=subprocess.DEVNULL))
+            self._local_agents.append(subprocess.Popen(argv, env=START_ENVIRON, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         except OSError as error:
-            detail = error_pb2.Error(kind=error_pb2.Error.INTERPRETER_MISSING, hop_name='local', stderr=f'{words[0]}: {error.strerror}',
-                                     message=f'cannot start {interpreter}: {error.strerror}', hint='Set ansible_python_interpreter.')
+            detail = error_pb2.Error(
+                kind=error_pb2.Error.INTERPRETER_MISSING,
+                hop_name='local',
+                stderr=f'{words[0]}: {error.strerror}',
+                message=f'cannot start {interpreter}: {error.strerror}',
+                hint='Set ansible_python_interpreter.',
+            )
             raise RpcError(14, detail.message, detail) from None
 
 
@@ -292,6 +297,7 @@ def _user() -> str:
 
 def _core_version() -> str:
     from ansible.release import __version__
+
     return str(__version__)
 
 
@@ -315,4 +321,4 @@ def _parts(missing: t.Iterable[bytes], blobs: t.Mapping[bytes, bytes]) -> t.Iter
     for digest in missing:
         data = blobs[digest]
         for offset in range(0, max(1, len(data)), BLOB_PART):
-            yield files_pb2.Blob(sha256=digest, data=data[offset:offset + BLOB_PART], last=offset + BLOB_PART >= len(data))
+            yield files_pb2.Blob(sha256=digest, data=data[offset : offset + BLOB_PART], last=offset + BLOB_PART >= len(data))

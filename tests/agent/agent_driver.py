@@ -1,4 +1,5 @@
 """A small daemon's end of docs/agent-protocol.md, and the interpreters to try the shipped agent with."""
+
 import os
 import select
 import shutil
@@ -16,7 +17,7 @@ MAGIC = b'MUX\x00\x0a\x0d\xff\x11\x131\x0d\x0a'
 HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG = range(1, 14)
 MODULE, COMMAND, PUT, GET, SPAWN, BLOBS = range(1, 7)
 WINDOW = 1 << 20
-PATIENCE = 60   # seconds after which a wait is a failure; never a measure of anything
+PATIENCE = 60  # seconds after which a wait is a failure; never a measure of anything
 
 NAMES = ['python2.7', 'python3'] + ['python3.%d' % minor for minor in range(6, 15)]
 
@@ -24,8 +25,9 @@ NAMES = ['python2.7', 'python3'] + ['python3.%d' % minor for minor in range(6, 1
 def version_of(path):
     """The interpreter's version and true path, None if it does not run (a shim without its version)."""
     try:
-        out = subprocess.run([path, '-c', 'import sys; print("%d.%d.%d" % sys.version_info[:3] + " " + sys.executable)'],
-                             check=False, capture_output=True, timeout=PATIENCE)
+        out = subprocess.run(
+            [path, '-c', 'import sys; print("%d.%d.%d" % sys.version_info[:3] + " " + sys.executable)'], check=False, capture_output=True, timeout=PATIENCE
+        )
     except OSError:
         return None
     return tuple(out.stdout.decode().strip().split(' ', 1)) if out.returncode == 0 else None
@@ -79,9 +81,9 @@ def read_record(data):
     while data:
         tag, n = struct.unpack('>BI', data[:5])
         assert tag not in fields
-        fields[tag] = data[5:5 + n]
+        fields[tag] = data[5 : 5 + n]
         assert len(fields[tag]) == n
-        data = data[5 + n:]
+        data = data[5 + n :]
     return fields
 
 
@@ -90,7 +92,7 @@ class Result:
 
     def __init__(self):
         self.data, self.err, self.tty = bytearray(), bytearray(), bytearray()
-        self.granted = 0    # bytes of credit given back
+        self.granted = 0  # bytes of credit given back
         self.ended = False
         self.fields = None
 
@@ -119,18 +121,18 @@ class Agent:
         self.process = process
         self.inbox = bytearray()
         self.streams = {}
-        self.frames = []    # every frame that came: (kind, stream, length)
+        self.frames = []  # every frame that came: (kind, stream, length)
         self.last = 0
         self.logs = []
         self.pongs = []
         self.hello = None
-        self.grants = True          # give credit back as it is used
+        self.grants = True  # give credit back as it is used
         self.source = zlib.compress(source_text(), 9)
 
     def boot(self):
         self.want(len(MAGIC))
-        assert bytes(self.inbox[:len(MAGIC)]) == MAGIC
-        del self.inbox[:len(MAGIC)]
+        assert bytes(self.inbox[: len(MAGIC)]) == MAGIC
+        del self.inbox[: len(MAGIC)]
         self.link.sendall(struct.pack('>I', len(self.source)) + self.source)
         self.until(lambda: self.hello)
         return self
@@ -168,8 +170,8 @@ class Agent:
             length, kind, number = struct.unpack('>IBI', bytes(self.inbox[:9]))
             if len(self.inbox) < 9 + length:
                 break
-            payload = bytes(self.inbox[9:9 + length])
-            del self.inbox[:9 + length]
+            payload = bytes(self.inbox[9 : 9 + length])
+            del self.inbox[: 9 + length]
             self.frames.append((kind, number, length))
             self.frame(kind, number, payload)
         return bool(data)
@@ -211,7 +213,7 @@ class Agent:
         result = self.streams[stream]
         while sent < len(data) and result.fields is None:
             self.until(lambda: sent - result.granted < WINDOW - 65536 or result.fields is not None)  # noqa: B023
-            self.send(DATA, stream, data[sent:sent + 65536])
+            self.send(DATA, stream, data[sent : sent + 65536])
             sent += 65536
         if end:
             self.send(END, stream)
@@ -229,6 +231,7 @@ class Agent:
 
     def blobs(self, *contents):
         import hashlib
+
         stream = self.open(BLOBS)
         body = b''.join(hashlib.sha256(c).digest() + struct.pack('>I', len(c)) + c for c in contents)
         self.feed(stream, zlib.compress(body))

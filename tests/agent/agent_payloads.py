@@ -1,4 +1,5 @@
 """Stock AnsiballZ payloads as manifests: whatever ansible-core the tests' interpreter has builds one, and it is taken apart."""
+
 import base64
 import functools
 import hashlib
@@ -10,8 +11,12 @@ import zipfile
 import pytest
 
 LOADER = 'ansible.module_utils._internal._ansiballz._loader'
-PRELOAD = ['ansible.module_utils.basic', 'ansible.module_utils._internal._json._profiles._module_legacy_m2c',
-           'ansible.module_utils._internal._json._profiles._module_legacy_c2m', LOADER]
+PRELOAD = [
+    'ansible.module_utils.basic',
+    'ansible.module_utils._internal._json._profiles._module_legacy_m2c',
+    'ansible.module_utils._internal._json._profiles._module_legacy_c2m',
+    LOADER,
+]
 
 
 def core():
@@ -32,6 +37,7 @@ def built(name, args):
     from ansible.parsing.dataloader import DataLoader
     from ansible.plugins.loader import init_plugin_loader, module_loader
     from ansible.template import Templar
+
     init_plugin_loader()
     found = module_loader.find_plugin(name)
     templar = Templar(loader=DataLoader())
@@ -39,8 +45,9 @@ def built(name, args):
     if version < (2, 19):
         text, style, _ = module_common.modify_module(name, found, args, templar, task_vars=variables, module_compression='ZIP_STORED')
     else:
-        module = module_common.modify_module(module_name=name, module_path=found, module_args=args, templar=templar,
-                                             task_vars=variables, module_compression='ZIP_STORED')
+        module = module_common.modify_module(
+            module_name=name, module_path=found, module_args=args, templar=templar, task_vars=variables, module_compression='ZIP_STORED'
+        )
         text, style = module.b_module_data, module.module_style
     assert style == 'new'
     return text
@@ -75,10 +82,22 @@ def of_module(name, **options):
 
 def arguments(**args):
     """What an action gives a module, besides the task's own words."""
-    common = {'_ansible_version': '2.0', '_ansible_remote_tmp': '/tmp', '_ansible_check_mode': False, '_ansible_diff': False, '_ansible_no_log': False,
-                  '_ansible_verbosity': 0, '_ansible_socket': None, '_ansible_syslog_facility': 'LOG_USER', '_ansible_keep_remote_files': False,
-                  '_ansible_selinux_special_fs': [], '_ansible_shell_executable': '/bin/sh',
-                  '_ansible_debug': False, '_ansible_module_name': 'probe', '_ansible_tmpdir': None}
+    common = {
+        '_ansible_version': '2.0',
+        '_ansible_remote_tmp': '/tmp',
+        '_ansible_check_mode': False,
+        '_ansible_diff': False,
+        '_ansible_no_log': False,
+        '_ansible_verbosity': 0,
+        '_ansible_socket': None,
+        '_ansible_syslog_facility': 'LOG_USER',
+        '_ansible_keep_remote_files': False,
+        '_ansible_selinux_special_fs': [],
+        '_ansible_shell_executable': '/bin/sh',
+        '_ansible_debug': False,
+        '_ansible_module_name': 'probe',
+        '_ansible_tmpdir': None,
+    }
     if core() >= (2, 19):
         common.update(_ansible_target_log_info=None, _ansible_tracebacks_for=[])
     else:

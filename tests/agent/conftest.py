@@ -1,4 +1,5 @@
 """Fixtures of the agent's tests. The driver stands beside this file."""
+
 import os
 import sys
 
@@ -23,6 +24,7 @@ def start(python):
         agent = Agent([python, '-c', one_line('stage1.py'), 'mitogen-mux: test'], **options)
         agents.append(agent)
         return agent.boot() if boot else agent
+
     yield go
     for agent in agents:
         agent.close()

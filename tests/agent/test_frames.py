@@ -1,4 +1,5 @@
 """The pure sections against the golden files, under every interpreter: the same bytes as the Go side, whole and a byte at a time."""
+
 import json
 import os
 import subprocess

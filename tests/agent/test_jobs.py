@@ -1,4 +1,5 @@
 """Commands and spawned processes."""
+
 import os
 import re
 import signal
@@ -58,7 +59,7 @@ def test_command_does_not_see_what_python_did_to_the_locale(start, given):
 def test_command_has_plain_signals_and_files(agent):
     ours = sh(agent, 'grep Sig[BI] /proc/self/status').data
     assert ours == subprocess.check_output(['grep', 'Sig[BI]', '/proc/self/status'])
-    assert sh(agent, 'ls /proc/self/fd').data == b'0\n1\n2\n3\n'    # 3 is that of ls
+    assert sh(agent, 'ls /proc/self/fd').data == b'0\n1\n2\n3\n'  # 3 is that of ls
 
 
 def test_command_has_a_session(agent):
@@ -68,10 +69,9 @@ def test_command_has_a_session(agent):
 
 
 def test_command_on_a_terminal(agent):
-    result = sh(agent, 'tty; test -t 0 && test -t 1 && test -t 2 && echo all; echo err >&2; read word; echo "<$word>"; cat', tty=True,
-                stdin=b'typed\n')
+    result = sh(agent, 'tty; test -t 0 && test -t 1 && test -t 2 && echo all; echo err >&2; read word; echo "<$word>"; cat', tty=True, stdin=b'typed\n')
     assert result.code == 0
-    assert re.search(br'/dev/pts/\d+\r\nall\r\nerr\r\n', result.data) and b'<typed>\r\n' in result.data
+    assert re.search(rb'/dev/pts/\d+\r\nall\r\nerr\r\n', result.data) and b'<typed>\r\n' in result.data
     assert not result.err
 
 
@@ -106,12 +106,12 @@ def test_output_waits_for_credit(agent):
     result = agent.streams[stream]
     agent.until(lambda: len(result.data) == WINDOW)
     agent.ping()
-    assert agent.command('true').code == 0      # others are not held up
+    assert agent.command('true').code == 0  # others are not held up
     assert len(result.data) == WINDOW
     for granted in range(1, 8):
         agent.send(CREDIT, stream, struct.pack('>I', WINDOW))
         agent.until(lambda: len(result.data) == (granted + 1) * WINDOW)  # noqa: B023
-    agent.send(CREDIT, stream, struct.pack('>I', 1))    # without credit it does not look whether there is more
+    agent.send(CREDIT, stream, struct.pack('>I', 1))  # without credit it does not look whether there is more
     assert agent.result(stream).code == 0
 
 
@@ -186,6 +186,7 @@ def test_no_descriptor_is_left(agent):
     def count():
         agent.ping()
         return len(os.listdir('/proc/%d/fd' % agent.process.pid))
+
     agent.command('true')
     before = count()
     for tty in (False, True):
@@ -202,6 +203,7 @@ def test_fork_that_fails(start):
     """No process may be had: an answer, and the agent lives."""
     agent = start()
     import resource
+
     resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (len(os.listdir('/proc/%d/fd' % agent.process.pid)) + 1, 4096))
     result = agent.result(agent.open(COMMAND, (1, b'true')))
     assert result.failure == 'fork' and result.fields[3]
@@ -223,8 +225,7 @@ def test_spawn_without_a_terminal(agent):
 
 def test_spawn_with_a_controlling_terminal(agent):
     """As sudo asks for a password: on /dev/tty, while stdio are pipes."""
-    stream = spawn(agent, b'1', b'stty -echo </dev/tty; printf "Password: " >/dev/tty; read word </dev/tty; echo "got $word"; '
-                                b'test -t 0 || echo pipe; cat')
+    stream = spawn(agent, b'1', b'stty -echo </dev/tty; printf "Password: " >/dev/tty; read word </dev/tty; echo "got $word"; test -t 0 || echo pipe; cat')
     agent.until(lambda: b'Password: ' in agent.streams[stream].tty)
     agent.send(TTY, stream, b'secret\n')
     agent.feed(stream, b'rest')
@@ -262,15 +263,17 @@ def test_spawn_on_a_terminal_is_hung_up_at_the_end(agent):
 def test_an_agent_in_an_agent(agent, python, terminal):
     """What a spawn is for: the child's link runs inside the stream, byte for byte."""
     from agent_driver import Agent, one_line
+
     stream = agent.open(SPAWN, (1, python.encode()), (1, b'-c'), (1, one_line('stage1.py').encode()), (1, b'inner'), (2, terminal))
 
     class Inside:
         def sendall(self, data):
             for at in range(0, len(data), 65536):
-                agent.send(DATA, stream, data[at:at + 65536])
+                agent.send(DATA, stream, data[at : at + 65536])
 
         def close(self):
             agent.send(END, stream)
+
     inner = Agent.__new__(Agent)
     inner.adopt(Inside(), agent.process)
 
@@ -280,6 +283,7 @@ def test_an_agent_in_an_agent(agent, python, terminal):
         data = bytes(result.data)
         del result.data[:]
         return data
+
     inner.receive = receive
     inner.boot()
     assert int(inner.hello[3]) != agent.process.pid

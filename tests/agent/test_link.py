@@ -1,4 +1,5 @@
 """The link: how it begins, what it refuses, how it ends."""
+
 import contextlib
 import hashlib
 import os
@@ -52,7 +53,7 @@ def test_stage1_fits_a_quoted_word(name, most):
 
 
 def test_stage1_local_goes_on_as_stage1():
-    assert one_line('stage1_local.py').endswith(one_line('stage1.py')[len('exec("""'):])
+    assert one_line('stage1_local.py').endswith(one_line('stage1.py')[len('exec("""') :])
 
 
 def test_sections_are_small():
@@ -86,7 +87,7 @@ def test_hello(agent, python):
 def test_a_byte_at_a_time(start):
     agent = start(boot=False)
     agent.want(len(MAGIC))
-    del agent.inbox[:len(MAGIC)]
+    del agent.inbox[: len(MAGIC)]
     request = b'\x02' + record((1, b'cat'))
     text = struct.pack('>I', len(agent.source)) + agent.source
     for frame in ((OPEN, 1, request), (DATA, 1, b'abc'), (END, 1, b''), (PING, 0, b'12345678')):
@@ -132,7 +133,7 @@ HOSTILE = {
     'unknown type': struct.pack('>IBI', 0, 99, 1),
     'type zero': struct.pack('>IBI', 0, 0, 0),
     'too long': struct.pack('>IBI', 131073, DATA, 1),
-    'longest': struct.pack('>IBI', 0xffffffff, DATA, 1),
+    'longest': struct.pack('>IBI', 0xFFFFFFFF, DATA, 1),
     'data on stream 0': struct.pack('>IBI', 1, DATA, 0) + b'x',
     'data on no stream': struct.pack('>IBI', 1, DATA, 77) + b'x',
     'empty data': struct.pack('>IBI', 0, DATA, 1),
@@ -161,13 +162,17 @@ def test_hostile_frames_end_it(agent, what):
     assert words.startswith('mitogen-mux: the link ends: ') and words.count('\n') == 1
 
 
-@pytest.mark.parametrize('frames', [
-    lambda a, s: a.send(TTY, s, b'x'),                                          # a command has no controlling terminal
-    lambda a, s: (a.send(END, s), a.send(END, s)),
-    lambda a, s: (a.send(END, s), a.send(DATA, s, b'x')),
-    lambda a, s: a.send(OPEN, s, b'\2' + record((1, b'true'))),                 # a number again
-    lambda a, s: [a.send(DATA, s, b'x' * 65536) for _ in range(17)],            # more than the window
-], ids=['tty', 'two ends', 'data after end', 'number again', 'overrun'])
+@pytest.mark.parametrize(
+    'frames',
+    [
+        lambda a, s: a.send(TTY, s, b'x'),  # a command has no controlling terminal
+        lambda a, s: (a.send(END, s), a.send(END, s)),
+        lambda a, s: (a.send(END, s), a.send(DATA, s, b'x')),
+        lambda a, s: a.send(OPEN, s, b'\2' + record((1, b'true'))),  # a number again
+        lambda a, s: [a.send(DATA, s, b'x' * 65536) for _ in range(17)],  # more than the window
+    ],
+    ids=['tty', 'two ends', 'data after end', 'number again', 'overrun'],
+)
 def test_frames_that_a_stream_may_not_have(agent, frames):
     stream = agent.open(COMMAND, (1, b'sleep'), (1, b'1000'))
     agent.ping()
@@ -179,7 +184,7 @@ def test_frames_that_a_stream_may_not_have(agent, frames):
     while agent.link.recv(1 << 16):
         pass
     assert b'the link ends' in agent.process.stderr.readline()
-    for pid in child:   # a job goes on: that is the page's rule for a link that ends
+    for pid in child:  # a job goes on: that is the page's rule for a link that ends
         os.kill(pid, signal.SIGKILL)
     assert agent.wait() == 0
 
@@ -198,13 +203,15 @@ def children(agent):
     return found
 
 
-@pytest.mark.parametrize(('kind', 'fields'), [
-    (COMMAND, ()), (COMMAND, ((9, b'x'),)), (MODULE, ((1, b'short'), (1, b'twice'))), (PUT, ((2, b'many'),)), (GET, ()),
-], ids=['no argv', 'unknown tag', 'tag twice', 'no number', 'no path'])
+@pytest.mark.parametrize(
+    ('kind', 'fields'),
+    [(COMMAND, ()), (COMMAND, ((9, b'x'),)), (MODULE, ((1, b'short'), (1, b'twice'))), (PUT, ((2, b'many'),)), (GET, ())],
+    ids=['no argv', 'unknown tag', 'tag twice', 'no number', 'no path'],
+)
 def test_bad_requests_end_their_stream_only(agent, kind, fields):
     result = agent.result(agent.open(kind, *fields))
     assert result.failure in ('bad-request', 'not-found')
-    agent.send(OPEN, agent.last + 1, b'\2' + b'\1\0\0')     # a record that is cut short
+    agent.send(OPEN, agent.last + 1, b'\2' + b'\1\0\0')  # a record that is cut short
     agent.last += 1
     agent.streams[agent.last] = type(result)()
     assert agent.result(agent.last).failure == 'bad-request'
@@ -299,5 +306,3 @@ def test_never_spins(agent):
         eventually(lambda: state(agent.process.pid) == 'S')
     agent.send(CREDIT, stream, struct.pack('>I', 1001))
     assert len(agent.result(stream).data) == WINDOW + 1000
-
-

@@ -1,4 +1,5 @@
 """Module jobs with payloads written here: what a module sees, and that nothing it does outlives it."""
+
 import hashlib
 import json
 import os
@@ -31,9 +32,14 @@ class Modules:
 
     def add(self, source, preload=True, extra=(), basic=BASIC, **options):
         """Sends a payload; returns its manifest's digest."""
-        files = {'ansible/__init__.py': b'', 'ansible/module_utils/__init__.py': b'', 'ansible/module_utils/basic.py': basic,
-                 'ansible/module_utils/loader.py': LOADER, 'ansible/modules/__init__.py': b'',
-                 'ansible/modules/probe.py': textwrap.dedent(source).encode()}
+        files = {
+            'ansible/__init__.py': b'',
+            'ansible/module_utils/__init__.py': b'',
+            'ansible/module_utils/basic.py': basic,
+            'ansible/module_utils/loader.py': LOADER,
+            'ansible/modules/__init__.py': b'',
+            'ansible/modules/probe.py': textwrap.dedent(source).encode(),
+        }
         files.update(extra)
         if preload is True:
             preload = ['ansible.module_utils.basic']
@@ -62,7 +68,8 @@ def modules(agent):
 @pytest.mark.parametrize('loader', [None, 'ansible.module_utils.loader'])
 @pytest.mark.parametrize('preload', [True, False])
 def test_what_a_module_sees(modules, loader, preload):
-    seen = modules.value('''
+    seen = modules.value(
+        '''
         import ansible.module_utils.basic as basic, signal
         from ..module_utils import basic as same
         assert same is basic
@@ -78,7 +85,11 @@ def test_what_a_module_sees(modules, loader, preload):
             names=sorted(n for n in main.__dict__ if not n.startswith('__')), code=sys._getframe().f_code.co_filename,
             loader=__loader__ is basic.__loader__, source=__loader__.get_source('ansible.module_utils.basic'),
             data=len(__loader__.get_data(__file__)))))
-    ''', loader=loader, profile='legacy' if loader else None, preload=preload)
+    ''',
+        loader=loader,
+        profile='legacy' if loader else None,
+        preload=preload,
+    )
     root = seen['modlib']
     assert root.endswith('.zip') and not os.path.exists(root)
     assert seen['name'] == '__main__' and seen['package'] == 'ansible.modules' and seen['fqn'] == seen['main'] == 'ansible.modules.probe'
@@ -86,7 +97,7 @@ def test_what_a_module_sees(modules, loader, preload):
     assert seen['basic'] == root + '/ansible/module_utils/basic.py'
     assert seen['path0'] == root and '' not in seen['path'] and '.' not in seen['path'] and seen['path'].count(root) == 1
     assert seen['args'] == '{"a": 1}' and seen['stdin'] == ''
-    assert seen['fds'][:3] == [0, 1, 2] and len(seen['fds']) == 4      # and that of listdir
+    assert seen['fds'][:3] == [0, 1, 2] and len(seen['fds']) == 4  # and that of listdir
     assert seen['session'] and seen['signals'] == [0, 'python', 0, 0, 1]
     assert seen['names'] == ['_modlib_path', '_module_fqn', 'basic', 'handler', 'json', 'main', 'os', 'same', 'signal', 'sys']
     assert seen['loader'] and seen['source'] == BASIC.decode() and seen['data'] > 100
@@ -102,9 +113,17 @@ def test_a_whole_result_is_one_write(modules):
 
 
 EXITS = [
-    ('sys.exit()', 0, ''), ('sys.exit(None)', 0, ''), ('sys.exit(3)', 3, ''), ('sys.exit(256 + 7)', 7, ''), ('sys.exit(-1)', 255, ''),
-    ('sys.exit(True)', 1, ''), ('sys.exit("words")', 1, 'words\n'), ('sys.exit((1, 2))', 1, '(1, 2)\n'), ('os._exit(9)', 9, ''),
-    ('os.kill(os.getpid(), 9)', 137, ''), ('os.kill(os.getpid(), 15)', 143, ''),
+    ('sys.exit()', 0, ''),
+    ('sys.exit(None)', 0, ''),
+    ('sys.exit(3)', 3, ''),
+    ('sys.exit(256 + 7)', 7, ''),
+    ('sys.exit(-1)', 255, ''),
+    ('sys.exit(True)', 1, ''),
+    ('sys.exit("words")', 1, 'words\n'),
+    ('sys.exit((1, 2))', 1, '(1, 2)\n'),
+    ('os._exit(9)', 9, ''),
+    ('os.kill(os.getpid(), 9)', 137, ''),
+    ('os.kill(os.getpid(), 15)', 143, ''),
 ]
 
 
@@ -193,7 +212,8 @@ def test_nothing_outlives_a_job(modules, tmp_path):
                           [str(signal.getsignal(n)) for n in range(1, 30) if n not in (9, 19)], os.nice(0), sys.getrecursionlimit(),
                           sorted(set(os.listdir('/proc/self/fd')))]))
     '''
-    digest = modules.add('''
+    digest = modules.add(
+        '''
         import colorsys, os, signal, sys, threading
         import ansible.module_utils.basic as basic
         basic.marks.append(1)
@@ -208,7 +228,9 @@ def test_nothing_outlives_a_job(modules, tmp_path):
                 except Exception: pass
         sys.modules.clear()
         os_close = sys.modules
-    ''' % str(tmp_path))
+    '''
+        % str(tmp_path)
+    )
     before = modules.value(ask)
     modules.again(digest)
     assert modules.value(ask) == before
@@ -219,7 +241,8 @@ def test_nothing_outlives_a_job(modules, tmp_path):
 
 def test_daemons(modules, tmp_path):
     """A job that leaves a daemon behind ends; the daemon lives, in a session of its own, and holds nothing of the agent's."""
-    result = modules.run('''
+    result = modules.run(
+        '''
         import os, sys, time
         if os.fork(): sys.exit(5)
         os.setsid()
@@ -230,7 +253,9 @@ def test_daemons(modules, tmp_path):
         open(%r, 'w').write(str(os.getpid()))
         while not os.path.exists(%r): time.sleep(0.01)
         sys.exit(0)
-    ''' % (str(tmp_path / 'pid'), str(tmp_path / 'go')))
+    '''
+        % (str(tmp_path / 'pid'), str(tmp_path / 'go'))
+    )
     assert result.code == 5
     eventually(lambda: (tmp_path / 'pid').exists() and (tmp_path / 'pid').read_text())
     pid = int((tmp_path / 'pid').read_text())
@@ -253,11 +278,15 @@ def test_two_at_once(modules, tmp_path):
 
 
 def test_random_numbers_differ(modules):
-    digest = modules.add('''
+    digest = modules.add(
+        '''
         import random, sys, tempfile, uuid
         sys.stdout.write('%r %r %r' % (random.random(), next(tempfile._get_candidate_names()), uuid.uuid4()))
         sys.exit(0)
-    ''', basic=BASIC + b'import random, tempfile, uuid\nrandom.random()\n', preload=True)
+    ''',
+        basic=BASIC + b'import random, tempfile, uuid\nrandom.random()\n',
+        preload=True,
+    )
     drawn = [bytes(modules.again(digest).data).split() for _ in range(8)]
     assert all(len(set(column)) == 8 for column in zip(*drawn))
 
@@ -282,8 +311,10 @@ PID = 'import ansible.module_utils.basic as basic\nprint(json.dumps([basic.born,
 
 def test_preloaded_once_and_kept_by_those_that_agree(modules):
     """A job whose files are others imports its own."""
+
     def basic(kind):
         return BASIC + ('import os\nborn = os.getpid()\nkind = %r\n' % kind).encode()
+
     agent = modules.agent.process.pid
     for _ in range(2):
         born, pid, kind = modules.value(PID, basic=basic('first'))
@@ -322,8 +353,10 @@ def test_code_is_compiled_once(modules):
 def test_same_bytes_in_two_places(modules):
     """Code is shared by content, but each file keeps its name."""
     body = b'import sys\nwhere = sys._getframe().f_code.co_filename\n'
-    seen = modules.value('import ansible.module_utils.a as a, ansible.module_utils.b as b\nprint(json.dumps([a.where, b.where, a.__file__, b.__file__]))',
-                         extra={'ansible/module_utils/a.py': body, 'ansible/module_utils/b.py': body})
+    seen = modules.value(
+        'import ansible.module_utils.a as a, ansible.module_utils.b as b\nprint(json.dumps([a.where, b.where, a.__file__, b.__file__]))',
+        extra={'ansible/module_utils/a.py': body, 'ansible/module_utils/b.py': body},
+    )
     assert seen[:2] == seen[2:] and seen[0] != seen[1]
 
 
@@ -336,7 +369,7 @@ def test_params_longer_than_a_frame(modules):
     params = os.urandom(3 * WINDOW // 2)
     for head in (b'', params[:1000]):
         stream = modules.agent.open(MODULE, (1, digest), (2, head), (8, b'1'))
-        modules.agent.feed(stream, params[len(head):])
+        modules.agent.feed(stream, params[len(head) :])
         assert modules.agent.result(stream).data.decode() == '%d %s' % (len(params), hashlib.sha256(params).hexdigest())
     stream = modules.agent.open(MODULE, (1, digest), (8, b'1'))
     modules.agent.send(DATA, stream, b'some')
@@ -358,12 +391,15 @@ def test_much_output(modules):
 
 
 def test_cancel(modules, tmp_path):
-    digest = modules.add('''
+    digest = modules.add(
+        '''
         import os, subprocess, sys, time
         child = subprocess.Popen(['sleep', '1000'])
         open(%r, 'w').write('%%d %%d\\n' %% (os.getpid(), child.pid))
         time.sleep(1000)
-    ''' % str(tmp_path / 'pids'))
+    '''
+        % str(tmp_path / 'pids')
+    )
     stream = modules.agent.open(MODULE, (1, digest))
     eventually(lambda: (tmp_path / 'pids').exists() and (tmp_path / 'pids').read_text().endswith('\n'))
     modules.agent.send(CANCEL, stream)
@@ -376,13 +412,16 @@ def test_cancel(modules, tmp_path):
 @pytest.mark.parametrize('how', ['close', signal.SIGHUP])
 def test_the_second_half_of_a_job(modules, tmp_path, how):
     """A module that takes the link down gets to its end."""
-    digest = modules.add('''
+    digest = modules.add(
+        '''
         import os, sys, time
         while not os.path.exists(%r): time.sleep(0.01)
         sys.stdout.write('x' * 1000000)
         open(%r, 'w').close()
         sys.exit(0)
-    ''' % (str(tmp_path / 'go'), str(tmp_path / 'done')))
+    '''
+        % (str(tmp_path / 'go'), str(tmp_path / 'done'))
+    )
     modules.agent.open(MODULE, (1, digest))
     modules.agent.ping()
     if how == 'close':
@@ -410,7 +449,7 @@ def test_real_payload(modules, python):
                               byenv=byenv.decode().strip(), marks=basic.marks, ppid=os.getppid())))
     ''' % (python, python)
     extra = {'ansible/modules/probe_extra.py': b'x = 42\n'}
-    modules.value('print(1)')       # preloads
+    modules.value('print(1)')  # preloads
     files = None
     for _ in range(2):
         seen = modules.value(source, real=True, extra=extra)
@@ -428,7 +467,8 @@ def test_real_payload(modules, python):
 def test_resources(modules, python):
     """importlib.resources and pkgutil on a real payload."""
     version = next(v for v, path in INTERPRETERS.items() if path == python)
-    seen = modules.value('''
+    seen = modules.value(
+        '''
         import pkgutil, warnings
         warnings.simplefilter('ignore')
         found = [pkgutil.get_data('ansible.module_utils', 'some.txt').decode()]
@@ -439,7 +479,10 @@ def test_resources(modules, python):
             with importlib.resources.path('ansible.module_utils', 'some.txt') as path:
                 found.append(path.read_text())
         print(json.dumps(found))
-    ''', real=True, extra={'ansible/module_utils/some.txt': b'content'})
+    ''',
+        real=True,
+        extra={'ansible/module_utils/some.txt': b'content'},
+    )
     assert set(seen) == {'content'} and len(seen) >= (2 if tuple(map(int, version.split('.')[:2])) >= (3, 7) else 1)
 
 
@@ -453,8 +496,11 @@ def test_memory_is_given_back(modules):
     assert len(os.listdir('/proc/%d/fd' % modules.agent.process.pid)) == before - 1
 
 
-@pytest.mark.parametrize('text', [b'', b'\xff\xff', b'no tabs', b'unknown\tx\n', b'file\tno digest\n', b'module\tm\nfile\tp\tzz\n'],
-                         ids=['empty', 'no text', 'no tabs', 'unknown', 'no digest', 'no hex'])
+@pytest.mark.parametrize(
+    'text',
+    [b'', b'\xff\xff', b'no tabs', b'unknown\tx\n', b'file\tno digest\n', b'module\tm\nfile\tp\tzz\n'],
+    ids=['empty', 'no text', 'no tabs', 'unknown', 'no digest', 'no hex'],
+)
 def test_manifests_that_are_none(agent, text):
     agent.blobs(text)
     assert agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()))).failure == 'bad-request'

@@ -1,4 +1,5 @@
 """Ansible's own modules, from their stock payloads, against the same payloads run the plain way."""
+
 import hashlib
 import json
 import re
@@ -50,7 +51,7 @@ def test_same_as_plain(able, agent, python, name, args, succeeds):
     assert succeeds in (None, plain.returncode == 0), plain.stdout.decode()
     text, blobs = of_module(name, real=name == 'package_facts')
     agent.blobs(text, *blobs)
-    for _ in range(2):      # the second job finds all compiled
+    for _ in range(2):  # the second job finds all compiled
         ours = agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()), (2, params(**args)), (3, name.encode())))
         assert settle(ours.data) == settle(plain.stdout), ours.err.decode()
         assert settle(ours.err) == settle(plain.stderr)

@@ -1,4 +1,5 @@
 """Files in and out, and blobs."""
+
 import hashlib
 import os
 import stat
@@ -48,9 +49,9 @@ def test_there_and_back(agent, folder, size, trailer):
     assert os.listdir(str(folder)) == ['f']
 
 
-@pytest.mark.parametrize(('old', 'asked', 'new'), [
-    (None, None, 0o640), (None, 0o755, 0o755), (0o600, None, 0o600), (0o4711, None, 0o4711), (0o644, 0o600, 0o600), (0o644, 0, 0),
-])
+@pytest.mark.parametrize(
+    ('old', 'asked', 'new'), [(None, None, 0o640), (None, 0o755, 0o755), (0o600, None, 0o600), (0o4711, None, 0o4711), (0o644, 0o600, 0o600), (0o644, 0, 0)]
+)
 def test_mode(start, folder, old, asked, new):
     umask = os.umask(0o027)
     try:
@@ -182,8 +183,12 @@ def test_cut_at_every_byte(start, folder, how, old):
 
 def test_get_what_cannot_be_had(agent, folder):
     os.mkfifo(str(folder / 'pipe'))
-    for path, kind, text in ((folder / 'no', 'not-found', b'No such file or directory'), (folder, 'io', b'Is a directory'),
-                             (folder / 'pipe', 'io', b'Not a regular file'), ('/dev/zero', 'io', b'Not a regular file')):
+    for path, kind, text in (
+        (folder / 'no', 'not-found', b'No such file or directory'),
+        (folder, 'io', b'Is a directory'),
+        (folder / 'pipe', 'io', b'Not a regular file'),
+        ('/dev/zero', 'io', b'Not a regular file'),
+    ):
         result = get(agent, path)
         assert (result.failure, result.fields[3]) == (kind, text)
 
@@ -194,9 +199,9 @@ def test_get_what_has_no_size(agent):
         assert get(agent, '/proc/version').data == f.read()
 
 
-@pytest.mark.parametrize('change', [
-    lambda f: f.write(b'more'), lambda f: f.truncate(WINDOW + 5), lambda f: (f.seek(0), f.write(b'other')),
-], ids=['longer', 'shorter', 'other'])
+@pytest.mark.parametrize(
+    'change', [lambda f: f.write(b'more'), lambda f: f.truncate(WINDOW + 5), lambda f: (f.seek(0), f.write(b'other'))], ids=['longer', 'shorter', 'other']
+)
 def test_get_sees_a_change(agent, folder, change):
     (folder / 'f').write_bytes(bytes(3 * WINDOW))
     os.utime(str(folder / 'f'), (1, 1))

@@ -64,7 +64,7 @@ class Outcome:
     kind: int = 0
 
 
-Caller = t.Callable[[str, t.Iterable[jobs_pb2.RunRequest], t.Optional[float]], Outcome]
+Caller = t.Callable[[str, t.Iterable[jobs_pb2.RunRequest], float | None], Outcome]
 
 
 def with_h2(path: str) -> Caller:

@@ -9,6 +9,7 @@ import threading
 import typing as t
 
 import pytest
+
 from mitogen_mux import daemon
 from mitogen_mux.client import NotSent, RpcError
 from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
@@ -47,8 +48,13 @@ class Daemon(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _attach(self, request: runs_pb2.AttachRequest, context: t.Any) -> runs_pb2.AttachReply:
         self.attached.append(request)
-        return runs_pb2.AttachReply(run=f'run{len(self.attached)}', version='1', agent_name='mitogen-mux: me', agent_socket='/nowhere',
-                                    stage1_local='import sys; open(sys.argv[2] + ".started", "a").write(" ".join(sys.argv[1:]) + "\\n")')
+        return runs_pb2.AttachReply(
+            run=f'run{len(self.attached)}',
+            version='1',
+            agent_name='mitogen-mux: me',
+            agent_socket='/nowhere',
+            stage1_local='import sys; open(sys.argv[2] + ".started", "a").write(" ".join(sys.argv[1:]) + "\\n")',
+        )
 
     def _detach(self, request: runs_pb2.DetachRequest, context: t.Any) -> runs_pb2.DetachReply:
         self.detached.append(request.run)
@@ -146,13 +152,16 @@ def test_a_note_that_others_could_write_is_not_believed(place: Place, served: Da
     assert place.calls() == 2
 
 
-@pytest.mark.parametrize(('script', 'words'), [
-    ('echo hello', 'did not start'),
-    ('exit 1', 'did not start'),
-    ('echo "cannot listen: /run/x belongs to uid 7" >&2; exit 1', 'belongs to uid 7'),
-    ('echo mitogen-mux 2 v1 unix /x grpc', 'handshake 2'),
-    ('printf "mitogen-mux 1 v1 unix"', 'did not start'),
-])
+@pytest.mark.parametrize(
+    ('script', 'words'),
+    [
+        ('echo hello', 'did not start'),
+        ('exit 1', 'did not start'),
+        ('echo "cannot listen: /run/x belongs to uid 7" >&2; exit 1', 'belongs to uid 7'),
+        ('echo mitogen-mux 2 v1 unix /x grpc', 'handshake 2'),
+        ('printf "mitogen-mux 1 v1 unix"', 'did not start'),
+    ],
+)
 def test_a_program_that_does_not_serve(place: Place, script: str, words: str) -> None:
     place.pretend(script)
     with pytest.raises(daemon.DaemonError, match=words) as caught:
@@ -163,7 +172,7 @@ def test_a_program_that_does_not_serve(place: Place, script: str, words: str) ->
 def test_a_program_that_says_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, 'START_TIMEOUT', 0.2)
     place.pretend('exec sleep 1')
-    with pytest.raises(daemon.DaemonError, match='said nothing for 0.2 s'):
+    with pytest.raises(daemon.DaemonError, match=r'said nothing for 0\.2 s'):
         daemon.Session()
 
 
