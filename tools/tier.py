@@ -99,14 +99,15 @@ class Tier:
         if event['Action'] in ('pass', 'fail', 'skip'):
             said.pop(key, None)
 
-    def pytest(self, name: str, venv: str, *args: str) -> None:
+    def pytest(self, name: str, venv: str, *args: str, env: dict[str, str] | None = None) -> None:
         """pytest in a virtual environment."""
         with Step(self, name) as numbers:
             if why := make_venv(venv):
                 numbers.skips.append(f'{name}: {why}')
                 return
             report = self.results / f'{name.replace(" ", "-")}.xml'
-            code = subprocess.run((f'.venv-{venv}/bin/python', '-m', 'pytest', '-q', f'--junitxml={report}', *args), cwd=ROOT, check=False).returncode
+            argv = (f'.venv-{venv}/bin/python', '-m', 'pytest', '-q', f'--junitxml={report}', *args)
+            code = subprocess.run(argv, cwd=ROOT, env={**os.environ, **(env or {})}, check=False).returncode
             read_junit(report, numbers)
             if code != 0 and not numbers.failed:
                 numbers.failed = 1
@@ -171,6 +172,13 @@ def newest_core() -> str:
     sys.exit('no ansible-core can be installed here')
 
 
+def other_pythons() -> list[str]:
+    """Interpreters that are not on PATH: pyenv's, and the one of tools/python-from-debian.sh."""
+    pyenv = pathlib.Path(os.environ.get('PYENV_ROOT') or pathlib.Path.home() / '.pyenv')
+    found = [*pyenv.glob('versions/*/bin/python'), ROOT / '.cache/trixie/usr/bin/python3.13']
+    return [str(path) for path in found if path.exists()]
+
+
 def read_junit(report: pathlib.Path, numbers: Numbers) -> None:
     """Adds what pytest wrote down."""
     if not report.exists():
@@ -206,15 +214,16 @@ def check(tier: Tier) -> None:
     tier.check('mypy', '.venv-tools/bin/mypy')
     tier.check('vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py'))
     tier.go_test('go test -short', '-race', '-short', './...')
-    tier.pytest('agent', 'tools', 'tests/agent', '-m', 'not slow')
-    tier.pytest('plugins', newest_core(), 'tests/plugins', '-m', 'not slow')
+    newest = newest_core()
+    tier.pytest('agent', newest, 'tests/agent', '-m', 'not slow')
+    tier.pytest('plugins', newest, 'tests/plugins', '-m', 'not slow')
 
 
 def units(tier: Tier, cores: tuple[str, ...]) -> None:
     """Every test but those of the whole chain."""
     tier.go_test('go test', '-race', './...')
-    tier.pytest('agent', 'tools', 'tests/agent')
     for core in cores:
+        tier.pytest(f'agent {core}', core, 'tests/agent', env={'MITOGEN_MUX_TEST_PYTHONS': os.pathsep.join(other_pythons())})
         tier.pytest(f'plugins {core}', core, 'tests/plugins')
 
 
@@ -236,7 +245,7 @@ def main(argv: list[str]) -> int:
             tier = Tier('flake')
             tier.go_test('go test', '-race', f'-count={count}', './...')
             for n in range(int(count)):
-                tier.pytest(f'agent {n + 1}', 'tools', 'tests/agent')
+                tier.pytest(f'agent {n + 1}', newest_core(), 'tests/agent')
                 tier.pytest(f'plugins {n + 1}', newest_core(), 'tests/plugins')
         case _:
             sys.exit(__doc__)
