@@ -67,6 +67,8 @@ def token(connection: t.Any, in_data: bytes, cmd: str, escalation: hops.Escalati
     made = payload.Token()
     made.source = Zip(values['ansible_module'], values['module_fqn'], values['zip_data'])
     made.params = values['params'].encode()
+    if len(made.params) > payload.MAX_PARAMS:
+        return None
     made.environment = environment
     made.interpreter = interpreter
     made.rlimit_nofile = values['rlimit_nofile']

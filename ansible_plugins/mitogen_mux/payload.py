@@ -45,6 +45,10 @@ class NotCovered(Exception):
     """The payload has a file whose origin is not known, so that a later change of it could not be seen."""
 
 
+MAX_PARAMS = 1 << 20
+"""Longest parameters, in bytes, that go in a request, which is one message. The stock payload is a command's input and has no limit."""
+
+
 class Token(bytes):
     """What the build seam gives Ansible in place of a payload, and the exec seam takes back. Should anybody run its text all the same,
     it fails and says so."""

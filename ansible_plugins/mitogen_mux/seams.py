@@ -20,9 +20,6 @@ from . import compat, connection, display, payload
 _current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
 """The action whose module is being built: modify_module itself is not told."""
 
-MAX_PARAMS = 1 << 20
-"""Longest parameters, in bytes, that go in a request, which is one message. The stock payload is a command's input and has no limit."""
-
 _installed = False
 _sources: dict[str, tuple[tuple[int, ...], payload.Source | None]] = {}
 
@@ -145,7 +142,7 @@ def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes
         params = compat.encode_params(call['module_args'])
     except TypeError:
         return None  # the core says it better
-    if len(params) > MAX_PARAMS:
+    if len(params) > payload.MAX_PARAMS:
         return None
     interpreter, arguments = module_common._extract_interpreter(source.data)
     shebang, interpreter = module_common._get_shebang(
