@@ -11,6 +11,7 @@ numbers never look better than the exit code. Every skip is named with its reaso
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -18,6 +19,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree
 
@@ -36,6 +38,7 @@ class Numbers:
     passed: int = 0
     failed: int = 0
     skips: list[str] = dataclasses.field(default_factory=list)
+    said: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         return f'{self.passed} passed, {self.failed} failed, {len(self.skips)} skipped'
@@ -47,6 +50,7 @@ class Tier:
     def __init__(self, name: str) -> None:
         self.name = name
         self.results = RESULTS / name
+        self.lock = threading.Lock()
         self.steps: list[tuple[str, Numbers]] = []
         shutil.rmtree(self.results, ignore_errors=True)
         self.results.mkdir(parents=True)
@@ -58,7 +62,7 @@ class Tier:
             ok = done.returncode == 0 and not (quiet and done.stdout.strip())
             numbers.passed, numbers.failed = int(ok), int(not ok)
             if not ok:
-                print(done.stdout.rstrip())
+                numbers.said.append(done.stdout)
 
     def go_test(self, name: str, *args: str) -> None:
         """``go test``, of which the failures are shown."""
@@ -71,7 +75,7 @@ class Tier:
                 try:
                     event = json.loads(line)
                 except ValueError:
-                    print(line, end='')
+                    numbers.said.append(line)
                     continue
                 self._go_event(event, said, parents, numbers)
             if run.wait() != 0 and not numbers.failed:
@@ -87,7 +91,7 @@ class Tier:
             case 'output' | 'build-output':
                 said[key].append(event['Output'])
             case 'fail':
-                print(''.join(said[key]), end='')
+                numbers.said += said[key]
                 numbers.failed += bool(test) and key not in parents
             case 'pass':
                 numbers.passed += bool(test) and key not in parents
@@ -95,7 +99,7 @@ class Tier:
                 reason = ''.join(line for line in said[key] if not line.startswith(('=== ', '--- '))).split(': ', 1)[-1].strip()
                 numbers.skips.append(f'{package.rpartition("/")[2]} {test}: {reason}')
             case 'build-fail':
-                print(''.join(said[key]), end='')
+                numbers.said += said[key]
         if event['Action'] in ('pass', 'fail', 'skip'):
             said.pop(key, None)
 
@@ -107,13 +111,16 @@ class Tier:
                 return
             report = self.results / f'{name.replace(" ", "-")}.xml'
             argv = (f'.venv-{venv}/bin/python', '-m', 'pytest', '-q', f'--junitxml={report}', *args)
-            code = subprocess.run(argv, cwd=ROOT, env={**os.environ, **(env or {})}, check=False).returncode
+            done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **(env or {})}, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             read_junit(report, numbers)
-            if code != 0 and not numbers.failed:
+            if done.returncode != 0:
+                numbers.said.append(done.stdout)
+            if done.returncode != 0 and not numbers.failed:
                 numbers.failed = 1
 
     def integration(self, depth: str) -> None:
         """tests/integration on every core."""
+        print('== integration', flush=True)
         with Step(self, 'integration') as numbers:
             folder = self.results / 'integration'
             code = subprocess.run(('tools/integration.sh', depth), cwd=ROOT, env={**os.environ, 'RESULTS': str(folder)}, check=False).returncode
@@ -141,19 +148,20 @@ class Tier:
 
 
 class Step:
-    """Announces a step, times it, keeps its numbers."""
+    """Times a step, keeps its numbers, and shows what it has said when it ends: steps may run side by side."""
 
     def __init__(self, tier: Tier, name: str) -> None:
         self.tier, self.name, self.numbers = tier, name, Numbers()
 
     def __enter__(self) -> Numbers:
-        print(f'== {self.name}', flush=True)
         self.start = time.monotonic()
         return self.numbers
 
     def __exit__(self, *_: object) -> None:
-        print(f'   {self.numbers} ({time.monotonic() - self.start:.0f} s)', flush=True)
-        self.tier.steps.append((self.name, self.numbers))
+        text = ''.join(self.numbers.said)
+        with self.tier.lock:
+            print(f'== {self.name}\n{text}   {self.numbers} ({time.monotonic() - self.start:.0f} s)', flush=True)
+            self.tier.steps.append((self.name, self.numbers))
 
 
 def make_venv(name: str) -> str:
@@ -200,28 +208,35 @@ def tracked(*patterns: str) -> list[str]:
 
 
 def check(tier: Tier) -> None:
-    """What must hold before every commit."""
-    tier.check('gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True)
-    tier.check('generated code', 'tools/gen.sh', '--check')
-    tier.check('golangci-lint', *GO_TOOL, 'golangci-lint', 'run', './...')
-    for target in CROSS:
-        system, _, machine = target.partition('/')
-        tier.check(f'build {target}', 'go', 'build', '-o', os.devnull, './cmd/...', env={'GOOS': system, 'GOARCH': machine, 'CGO_ENABLED': '0'})
+    """What must hold before every commit. The steps run side by side, the longest first."""
     make_venv('tools')
-    code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
-    tier.check('ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code)
-    tier.check('ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code)
-    tier.check('mypy', '.venv-tools/bin/mypy')
-    tier.check('vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py'))
-    tier.go_test('go test -short', '-race', '-short', './...')
+    make_venv('gen')
     newest = newest_core()
-    tier.pytest('agent', newest, 'tests/agent', '-m', 'not slow')
-    tier.pytest('plugins', newest, 'tests/plugins', '-m', 'not slow')
+    code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=3) as pool:
+        steps = [
+            pool.submit(tier.go_test, 'go test -short', '-race', '-short', './...'),
+            pool.submit(tier.pytest, 'plugins', newest, 'tests/plugins', '-m', 'not slow'),
+            pool.submit(tier.pytest, 'agent', newest, 'tests/agent', '-m', 'not slow'),
+            pool.submit(tier.check, 'gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True),
+            pool.submit(tier.check, 'generated code', 'tools/gen.sh', '--check'),
+            pool.submit(tier.check, 'golangci-lint', *GO_TOOL, 'golangci-lint', 'run', './...'),
+            pool.submit(tier.check, 'ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code),
+            pool.submit(tier.check, 'ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code),
+            pool.submit(tier.check, 'mypy', '.venv-tools/bin/mypy'),
+            pool.submit(tier.check, 'vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py')),
+        ]
+        for target in CROSS:
+            system, _, machine = target.partition('/')
+            env = {'GOOS': system, 'GOARCH': machine, 'CGO_ENABLED': '0'}
+            steps.append(pool.submit(tier.check, f'build {target}', 'go', 'build', '-o', os.devnull, './cmd/...', env=env))
+        for step in steps:
+            step.result()
 
 
 def units(tier: Tier, cores: tuple[str, ...]) -> None:
     """Every test but those of the whole chain."""
-    tier.go_test('go test', '-race', './...')
+    tier.go_test('go test', '-race', '-count=1', './...')
     for core in cores:
         tier.pytest(f'agent {core}', core, 'tests/agent', env={'MITOGEN_MUX_TEST_PYTHONS': os.pathsep.join(other_pythons())})
         tier.pytest(f'plugins {core}', core, 'tests/plugins')
