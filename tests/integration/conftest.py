@@ -166,9 +166,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     passed, skipped = len(stats.get("passed", [])), len(stats.get("skipped", []))
     failed = len(stats.get("failed", [])) + len(stats.get("error", []))
     core = config.getoption("core") or "default"
-    terminalreporter.write_line(
-        f"tier {config.getoption('tier')}, core {core}: {passed + failed} run, {skipped} skipped, {failed} failed"
-    )
+    terminalreporter.write_line(f"tier {config.getoption('tier')}, core {core}: {passed + failed} run, {skipped} skipped, {failed} failed")
     for report in stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         terminalreporter.write_line(f"  skipped {report.nodeid}: {reason}")

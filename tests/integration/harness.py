@@ -152,10 +152,7 @@ def accounts() -> Iterator[tuple[Account, Account, Account]]:
     """Three accounts: sudo without a password, sudo with one, no sudo."""
     forget_orphans()
     suffix = secrets.token_hex(2)
-    wanted = tuple(
-        Account(f"mxt{n}{suffix}", secrets.token_urlsafe(9) + f" '{n}$", sudo)
-        for n, sudo in ((1, "nopasswd"), (2, "password"), (3, "no"))
-    )
+    wanted = tuple(Account(f"mxt{n}{suffix}", secrets.token_urlsafe(9) + f" '{n}$", sudo) for n, sudo in ((1, "nopasswd"), (2, "password"), (3, "no")))
     rules = Path(f"/etc/sudoers.d/mxt-{wanted[0].name[4:]}")
     try:
         for a in wanted:

@@ -272,15 +272,10 @@ class Site:
         events = directory / "events"
         lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
         return Run(
-            rc,
-            [json.loads(line) for line in lines],
-            (directory / "stdout").read_text(errors="replace"),
-            (directory / "stderr").read_text(errors="replace"),
+            rc, [json.loads(line) for line in lines], (directory / "stdout").read_text(errors="replace"), (directory / "stderr").read_text(errors="replace")
         )
 
-    def play(
-        self, way: Way, inventory: dict[str, dict[str, Any]], playbook: Any, args: Sequence[str] = (), env: dict[str, str] | None = None
-    ) -> Run:
+    def play(self, way: Way, inventory: dict[str, dict[str, Any]], playbook: Any, args: Sequence[str] = (), env: dict[str, str] | None = None) -> Run:
         """Run a playbook given as data to its end."""
         with self.files(inventory, playbook) as directory:
             return self.result(self.start(way, directory, args, env), directory)
@@ -314,7 +309,8 @@ class Site:
         for name, about in cases.items():
             places = {"work": str(self.work / name), "out": str(self.out / name)}
             for host in about.get("hosts", [name]):
-                inventory[host] = self.host_vars(way, self.login, **places, **about.get("vars", {}))
+                own = {"ansible_connection": None} if about.get("own_connection") else {}
+                inventory[host] = self.host_vars(way, self.login, **places, **own)
         run = Run(0, [], "", "")
         left = list(cases)
         while left:  # one run as a rule: a case that ends the playbook is not to hide those after it
