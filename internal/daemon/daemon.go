@@ -41,6 +41,9 @@ type Options struct {
 // ErrIdle is why a daemon left that nobody needed.
 var ErrIdle = errors.New("nobody needs this daemon")
 
+// ErrStuck says that the service has not ended long after its grace.
+var ErrStuck = errors.New("the service does not end")
+
 // Run is the whole life of a daemon. It ends when ctx does, when nobody needs the service, or when the service fails; only the last,
 // and a daemon that could not start, is an error. If a daemon of this version serves already, Run gives its handshake and returns.
 func Run(ctx context.Context, o Options) error {
@@ -93,11 +96,22 @@ func live(ctx context.Context, o Options, service Service, rpc, agents net.Liste
 	}
 	<-ctx.Done()
 
-	grace, release := context.WithTimeoutCause(context.WithoutCancel(ctx), o.StopGrace, errors.New("the daemon's grace is over"))
-	defer release()
-	service.Shutdown(grace)
-	<-idle
-	return errors.Join(failed, <-served)
+	gone := make(chan error, 1)
+	go func() {
+		grace, release := context.WithTimeoutCause(context.WithoutCancel(ctx), o.StopGrace, errors.New("the daemon's grace is over"))
+		defer release()
+		service.Shutdown(grace)
+		<-idle
+		gone <- <-served
+	}()
+	hard := time.NewTimer(2 * o.StopGrace)
+	defer hard.Stop()
+	select {
+	case err := <-gone:
+		return errors.Join(failed, err)
+	case <-hard.C:
+		return errors.Join(failed, ErrStuck) // the process is about to end, and all of this with it
+	}
 }
 
 // elect takes the version's lock. It returns nil if a daemon that answers has it: then that one serves. One that has the lock and does

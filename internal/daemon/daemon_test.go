@@ -133,6 +133,55 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// A service that does not end does not keep the process.
+func TestServiceThatDoesNotEnd(t *testing.T) {
+	for name, stuck := range map[string]func(release chan struct{}) Service{
+		"shutdown": func(release chan struct{}) Service {
+			return &stuckService{fakeService: newFakeService(), shutdown: release}
+		},
+		"serve": func(release chan struct{}) Service {
+			return &stuckService{fakeService: newFakeService(), serve: release}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				cancel(errors.New("told to"))
+				o := testOptions(Dir{"/d"}, func(string) error { return nil })
+				release, start := make(chan struct{}), time.Now()
+				if err := live(ctx, o, stuck(release), unusedListener{}, unusedListener{}); !errors.Is(err, ErrStuck) {
+					t.Errorf("got %v, want ErrStuck", err)
+				}
+				if took := time.Since(start); took != 2*o.StopGrace {
+					t.Errorf("took %v, want %v", took, 2*o.StopGrace)
+				}
+				close(release)
+			})
+		})
+	}
+}
+
+// stuckService hangs where it has a channel.
+type stuckService struct {
+	*fakeService
+	serve, shutdown chan struct{}
+}
+
+func (s *stuckService) Serve(rpc, agents net.Listener) error {
+	err := s.fakeService.Serve(rpc, agents)
+	if s.serve != nil {
+		<-s.serve
+	}
+	return err
+}
+
+func (s *stuckService) Shutdown(ctx context.Context) {
+	if s.shutdown != nil {
+		<-s.shutdown
+	}
+	s.fakeService.Shutdown(ctx)
+}
+
 type unusedListener struct{ net.Listener }
 
 func (unusedListener) Close() error { return nil }
