@@ -186,12 +186,8 @@ type ptyRequest struct {
 	Modes                        string
 }
 
-func (t *transport) term() string {
-	if term := t.place.env("TERM"); term != "" {
-		return term
-	}
-	return "dumb"
-}
+// term is the run's own terminal type; none is sent as none, as ssh does, and the server then sets no TERM.
+func (t *transport) term() string { return t.place.env("TERM") }
 
 type variable struct{ Name, Value string }
 
