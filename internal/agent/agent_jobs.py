@@ -203,7 +203,11 @@ class Spawn(Job):
         self.terminal = terminals[fields[2]]
         if self.terminal == 'controlling':
             self.accepts = (DATA, TTY)
-        self.launch(lambda: execute(fields[1]))
+
+        def child():
+            uncoerce()      # sudo keeps LC_CTYPE: the next account's Python would start in another locale
+            return execute(fields[1])
+        self.launch(child)
 
     def end(self):
         if self.terminal == 'stdio':
