@@ -35,15 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def selected(tier: str, way: str) -> list[str]:
-    """The cases that a tier runs in a way. One list, so that a batch and its tests agree."""
-    if way == "linear-nopipelining":
-        return [] if tier == "smoke" else [c for c, about in INDEX.items() if about.get("nopipelining")]
-    small = tier == "smoke" or (tier == "test" and way in SMALL_WAYS)
-    if tier == "smoke" and way != "linear":
-        return []
-    if way == "again":  # plain once more: what differs between two plain runs
-        small = tier != "matrix"
-    return [c for c, about in INDEX.items() if not small or about.get("smoke")]
+    """The cases that a tier runs in a way. One list, so that a batch and its tests agree. "again" is plain once more."""
+    if tier == "smoke":
+        wanted = "smoke" if way == "linear" else ""
+    elif way == "linear-nopipelining":
+        wanted = "nopipelining"
+    else:
+        wanted = "all" if tier == "matrix" or way == "linear" else "ways"
+    return [c for c, about in INDEX.items() if wanted == "all" or about.get(wanted)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
