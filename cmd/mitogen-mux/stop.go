@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/daemon"
 	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
@@ -65,7 +64,7 @@ func (c *stopCommand) stop(ctx context.Context, p *program, dir daemon.Dir, vers
 	if err := client.stop(ctx, c.Force); err != nil {
 		return err
 	}
-	gone, cancel := context.WithTimeout(ctx, stopGrace+5*time.Second)
+	gone, cancel := context.WithTimeout(ctx, 3*stopGrace)
 	defer cancel()
 	if err := dir.Gone(gone, version); err != nil {
 		return fmt.Errorf("the daemon of version %s (process %d) was told to stop and is still there: end that process", version, state.GetPid())
