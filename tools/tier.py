@@ -120,7 +120,6 @@ class Tier:
 
     def integration(self, depth: str) -> None:
         """tests/integration on every core."""
-        print('== integration', flush=True)
         with Step(self, 'integration') as numbers:
             folder = self.results / 'integration'
             code = subprocess.run(('tools/integration.sh', depth), cwd=ROOT, env={**os.environ, 'RESULTS': str(folder)}, check=False).returncode
@@ -157,6 +156,7 @@ class Step:
         self.tier, self.name, self.numbers = tier, name, Numbers()
 
     def __enter__(self) -> Numbers:
+        print(f'-- {self.name} …', flush=True)
         self.start = time.monotonic()
         return self.numbers
 
