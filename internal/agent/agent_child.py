@@ -120,13 +120,20 @@ def run_module(payload, params, importer):
 
 
 def complain():
-    """Reports the exception in flight as the interpreter would, without the agent's frames."""
+    """Reports the exception in flight as the interpreter would, without the agent's frames; returns the exit status, which a hook of the
+    module's own may choose by exiting itself."""
     kind, value, trace = sys.exc_info()
     while trace and trace.tb_frame.f_code.co_filename == complain.__code__.co_filename:
         trace = trace.tb_next
     if PY3:
         value.__traceback__ = trace
-    sys.excepthook(kind, value, trace)
+    try:
+        sys.excepthook(kind, value, trace)
+    except SystemExit as e:
+        return e.code
+    except BaseException:
+        sys.__excepthook__(*sys.exc_info())
+    return 1
 
 
 def wind_down():
@@ -153,8 +160,7 @@ def interpret(run):
         complain()
         code = 128 + signal.SIGINT
     except BaseException:
-        complain()
-        code = 1
+        code = complain()
     if not PY3:
         sys.exc_clear()
     if code is None:

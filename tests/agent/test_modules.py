@@ -147,6 +147,14 @@ def test_uncaught_exception(modules):
     assert 'mitogen-mux' not in text
 
 
+@pytest.mark.parametrize(('last', 'code'), [('sys.exit(7)', 7), ('sys.exit(None)', 0), ('raise KeyError(1)', 1)])
+def test_hook_of_the_modules_own(modules, last, code):
+    """Some modules report by sys.excepthook, which may exit itself."""
+    result = modules.run('import sys\ndef hook(*exception):\n    print("told")\n    %s\nsys.excepthook = hook\nraise ValueError(3)' % last)
+    assert (result.code, bytes(result.data)) == (code, b'told\n')
+    assert (b'KeyError' in result.err) == (code == 1)
+
+
 def test_syntax_error(modules):
     result = modules.run('def f(:\n')
     assert result.code == 1 and 'SyntaxError' in result.err.decode() and 'probe.py", line 1' in result.err.decode()
