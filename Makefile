@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 CORES := 2.16 2.17 2.18 2.19 2.20 2.21
 N ?= 50
 
-.PHONY: help build gen check test matrix bench demo flake venvs fmt clean
+.PHONY: help build gen check test integration matrix bench demo flake venvs fmt clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,11 @@ gen: ## the code made from proto/
 check: build ## lint, race, unit tests: before every commit, under 2 minutes
 	@python3 tools/tier.py check
 
-test: build ## every test, on the oldest and the newest ansible-core, a few on the others: at most 25 minutes
+test: build ## unit tests on the oldest and the newest ansible-core, and the demo as a test of the whole chain: at most 25 minutes
 	@python3 tools/tier.py test
+
+integration: build ## tests/integration on the oldest and the newest ansible-core, a few on the others; some cases still differ
+	@tools/integration.sh test
 
 matrix: build ## everything on every ansible-core
 	@python3 tools/tier.py matrix

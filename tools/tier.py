@@ -263,7 +263,7 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             units(tier, ('2.16', newest_core()))
-            tier.integration('test')
+            tier.check('the whole chain: the demo', 'demo/run.sh')
         case ['matrix']:
             tier = Tier('matrix')
             check(tier)
