@@ -13,9 +13,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest itself imports these files without a search path
 
-import harness  # noqa: E402
-import runs  # noqa: E402
-from oracle import Oracle  # noqa: E402
+import harness
+import runs
+from oracle import Oracle
 
 INDEX: dict[str, dict[str, Any]] = yaml.safe_load((runs.CASES / "index.yml").read_text())
 SMALL_WAYS = ("connection", "connection-noseams", "free", "host_pinned", "mitogen")

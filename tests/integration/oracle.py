@@ -11,7 +11,6 @@ import difflib
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -127,7 +126,7 @@ class Oracle:
         a, b = order(plain), order(ours)
         titles = [_title(e) for e in a], [_title(e) for e in b]
         if titles[0] != titles[1]:
-            changes = [line for line in difflib.unified_diff(*titles, "plain", "ours", lineterm="", n=1)]
+            changes = list(difflib.unified_diff(*titles, "plain", "ours", lineterm="", n=1))
             return [Difference("the order of events\n" + "\n".join("      " + c for c in changes), len(a), len(b))]
         found = []
         for left, right in zip(a, b):
@@ -181,7 +180,7 @@ class Oracle:
         fitting = [e for e in self.entries if e.cut and e.applies(case, self.core, way, "disk")]
         named: Tree = {}
         for path in sorted(found):
-            short = _cut(fitting, path)
+            short = _cut(fitting, path, "<>")
             for e in fitting:
                 e.used = e.used or re.search(e.cut, path) is not None
             named[short + "'" * sum(1 for p in named if p.rstrip("'") == short)] = found[path]
@@ -237,9 +236,9 @@ def _host_by_host(events: list[Event]) -> list[Event]:
     return [e for _, e in sorted(keyed, key=lambda k: k[0])]
 
 
-def _cut(entries: list[Entry], text: str) -> str:
+def _cut(entries: list[Entry], text: str, mark: str = "") -> str:
     for e in entries:
-        text = re.sub(e.cut, "<>", text)
+        text = re.sub(e.cut, mark, text)
     return text
 
 

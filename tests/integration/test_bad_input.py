@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
 import pytest
-import runs
+
+import harness
 from runs import WAYS, Run, Site
 from test_life import HELLO, play
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import runs
 from runs import WAYS, Site
 from test_life import play

@@ -9,8 +9,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import harness
 import pytest
+
+import harness
 import runs
 from runs import WAYS, Site
 from test_bad_input import KEEP_BASE

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 import pytest
+
 import runs
 from oracle import Entry, Oracle
 from runs import Event, Run

@@ -61,9 +61,8 @@ class CallbackModule(CallbackBase):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        path = os.environ.get("MUX_EVENTS")
-        self.disabled = not path
-        self.sink = open(path, "a", encoding="utf-8") if path else None
+        self.path = os.environ.get("MUX_EVENTS")
+        self.disabled = not self.path
 
     def record(self, name, args, kwargs):
         line = {"event": name.removeprefix("v2_")}
@@ -73,8 +72,8 @@ class CallbackModule(CallbackBase):
             # A task that an event names comes by position or by keyword, depending on the core.
             if key not in ("is_conditional",):
                 line.update(describe(value) if hasattr(value, "get_name") else {key: plain(value)})
-        self.sink.write(json.dumps(line) + "\n")
-        self.sink.flush()
+        with open(self.path, "a", encoding="utf-8") as sink:
+            sink.write(json.dumps(line) + "\n")
 
 
 def _recorder(name):
