@@ -325,8 +325,10 @@ class Agent(object):
         if wanted and not payload.real and self.agrees(payload):
             if not self.tried:
                 self.resolver = find_resolver()
+                load_locale()
             self.tried.update(wanted)
             self.preload(payload, wanted)
+        self.importer.learn()
         if hasattr(gc, 'freeze'):
             gc.freeze()
 

@@ -73,6 +73,17 @@ def find_resolver():
         return None
 
 
+def load_locale():
+    """Has the C library read the account's locale, which it keeps and every module asks for (AnsibleModule), and leaves the one in use."""
+    import locale
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, '')
+    except locale.Error:
+        pass
+    locale.setlocale(locale.LC_ALL, before)
+
+
 def uncoerce():
     """Takes back the LC_CTYPE that Python 3.7 and newer give themselves in the C locale (PEP 538): no program was to see it."""
     if os.environ.get('LC_CTYPE') in ('C.UTF-8', 'C.utf8', 'UTF-8'):

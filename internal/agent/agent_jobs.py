@@ -152,7 +152,7 @@ class Module(Job):
             if not keep:
                 agent.unload()
             agent.importer.use(payload)
-            del agent.importer.compiled[:]
+            agent.importer.begin_report()
             pid = os.getpid()
             code = interpret(lambda: run_module(payload, params, agent.importer))
             if self.report and pid == os.getpid():

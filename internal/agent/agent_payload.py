@@ -86,6 +86,26 @@ def write_all(fd, data):
         data = data[os.write(fd, data):]
 
 
+# What Ansible's modules import of the standard library and what only defines things when it is imported: it starts nothing, registers
+# nothing, warns of nothing and draws nothing, so that to have imported it before a fork is to have imported it after.
+QUIET = frozenset("""
+    ast base64 binascii bz2 calendar configparser ConfigParser contextlib copy csv ctypes ctypes.util dataclasses datetime decimal difflib
+    email email.message email.mime.multipart email.mime.nonmultipart email.mime.application email.parser email.utils errno fcntl filecmp
+    fnmatch fractions functools getpass gettext glob grp gzip hashlib heapq hmac html http.client http.cookiejar httplib cookielib inspect
+    io ipaddress itertools json locale lzma math mimetypes netrc numbers operator optparse pathlib pkgutil platform pprint pwd queue Queue
+    quopri random re resource select selectors shlex shutil signal socket ssl stat string StringIO cStringIO struct subprocess tarfile
+    tempfile termios textwrap threading time traceback tty types typing unicodedata urllib urllib2 urllib.error urllib.parse urllib.request
+    urlparse uuid xml.dom xml.dom.minidom xml.etree.ElementTree zipfile zlib
+""".split())
+
+
+def standard(module):
+    """Whether it comes from where this interpreter's own library is."""
+    path = getattr(module, '__file__', None) or ''
+    home = os.path.dirname(os.__file__) + os.sep
+    return not path or (path.startswith(home) and 'site-packages' not in path and 'dist-packages' not in path)
+
+
 class Importer(object):
     """Finder and loader of the payload in use. Its root is an entry of sys.path, as the path of the zip is in plain Ansible."""
 
@@ -95,6 +115,8 @@ class Importer(object):
         self.virtual = '%s/ansible_payload_%s/ansible_payload.zip' % (os.environ.get('TMPDIR') or '/tmp', secret)
         self.codes = {}         # (file name, digest): code object
         self.compiled = []      # keys of the above that this process added
+        self.standing = set()   # QUIET modules that were there when this process began
+        self.learnt = []        # others of them that jobs imported
         self.root = self.virtual
         self.names = {}
         self.digests = {}
@@ -186,11 +208,17 @@ class Importer(object):
         for key in [key for key in self.codes if key[1] in digests]:
             del self.codes[key]
 
-    # A job compiles what it is the first to import, and leaves the code to the agent in memory that both share.
+    # A job compiles what it is the first to import, and leaves the code to the agent in memory that both share; and the names of what it
+    # found lacking of the standard library.
+
+    def begin_report(self):
+        del self.compiled[:]
+        self.standing = QUIET.intersection(sys.modules)
 
     def write_report(self, report):
-        data = marshal.dumps([(key, self.codes[key]) for key in self.compiled])
-        if self.compiled and len(data) <= len(report) - NUMBER.size:
+        lacked = [name for name in QUIET.intersection(sys.modules) - self.standing if standard(sys.modules[name])]
+        data = marshal.dumps(([(key, self.codes[key]) for key in self.compiled], lacked))
+        if (self.compiled or lacked) and len(data) <= len(report) - NUMBER.size:
             report[NUMBER.size:NUMBER.size + len(data)] = data
             report[:NUMBER.size] = NUMBER.pack(len(data))   # last: a job may be killed between the two
 
@@ -198,5 +226,15 @@ class Importer(object):
         """Says whether there was any."""
         length, = NUMBER.unpack(report[:NUMBER.size])
         if length:
-            self.codes.update(marshal.loads(report[NUMBER.size:NUMBER.size + length]))
+            codes, lacked = marshal.loads(report[NUMBER.size:NUMBER.size + length])
+            self.codes.update(codes)
+            self.learnt += QUIET.intersection(lacked)
         return length > 0
+
+    def learn(self):
+        """Imports what jobs found lacking, for those to come."""
+        while self.learnt:
+            try:
+                __import__(self.learnt.pop())
+            except Exception:
+                pass    # it was there a moment ago: jobs will say so themselves

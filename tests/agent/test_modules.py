@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import textwrap
 
 import pytest
@@ -356,6 +357,38 @@ def test_code_is_compiled_once(modules):
     extra = {'ansible/module_utils/extra.py': b'x = 1\n', 'ansible/module_utils/unused.py': b'this is no Python'}
     counts = [modules.value(source, extra=extra)[0] for _ in range(3)]
     assert counts[0] > 0 and counts[1:] == [0, 0]
+
+
+LACKING = '''
+    there = [name for name in ('netrc', 'colorsys') if name in sys.modules]
+    import netrc, colorsys
+    print(json.dumps([there, netrc.__file__]))
+'''
+
+
+def test_the_standard_library_is_learnt(modules):
+    """What one job imports, the next ones find; only what does nothing but define things."""
+    seen = [modules.value(LACKING)[0] for _ in range(3)]
+    assert seen == [[], ['netrc'], ['netrc']]
+
+
+def test_nobody_elses_library_is_learnt(start, tmp_path):
+    """A module of the same name from another place is imported by each job, as it is there then."""
+    (tmp_path / 'netrc.py').write_text('kind = 1\n')
+    modules = Modules(start(env=dict(os.environ, PYTHONPATH=str(tmp_path))))
+    for _ in range(3):
+        there, path = modules.value(LACKING)
+        assert there == [] and path.startswith(str(tmp_path))
+
+
+def test_the_locale_is_that_of_a_new_process(start, python):
+    ask = 'import locale, sys; sys.stdout.write(repr([locale.setlocale(locale.LC_ALL), locale.setlocale(locale.LC_ALL, "")])); sys.exit(0)'
+    for given in ({}, {'LANG': 'C.UTF-8'}, {'LC_ALL': 'C.UTF-8'}, {'LC_TIME': 'C.UTF-8'}):
+        env = dict(PATH=os.environ['PATH'], **given)
+        plain = subprocess.check_output([python, '-c', ask], env=env)
+        modules = Modules(start(env=env))
+        for _ in range(2):
+            assert bytes(modules.run(ask).data) == plain
 
 
 def test_same_bytes_in_two_places(modules):
