@@ -311,6 +311,9 @@ class Agent(object):
             payload = self.payloads.pop(digest, None)
             if payload and payload.root:
                 os.close(payload.fd)
+        for payload in self.payloads.values():
+            if not digests.isdisjoint(digest for _, digest in payload.files):
+                payload.warm = False    # what its jobs compiled goes too
         self.importer.forget(digests)
 
     def agrees(self, payload):

@@ -22,21 +22,59 @@ type BlobSource interface {
 var compressors sync.Pool // of *zlib.Writer: one costs a megabyte, and many links start at once
 
 // SendBlobs sends those of want that this link has not sent yet, as one compressed stream. It returns when they have left: a request
-// opened after it finds them there. Concurrent callers wait for each other. A blob that from does not have is an error, and then
-// nothing is sent.
-func (l *Link) SendBlobs(ctx context.Context, want []blobcache.Digest, from BlobSource) error {
+// opened after it finds them there, until release is called, which is to be done when that request has ended. Then the agent may be
+// told to forget what was used longest ago, if it has more than Options.BlobLimit. Concurrent callers wait for each other. A blob that
+// from does not have is an error, and then nothing is sent.
+func (l *Link) SendBlobs(ctx context.Context, want []blobcache.Digest, from BlobSource) (release func(), err error) {
 	select {
 	case <-l.blobTurn:
 		defer func() { l.blobTurn <- struct{}{} }()
 	case <-l.failed:
-		return l.Err()
+		return nil, l.Err()
 	case <-ctx.Done():
-		return ctxFault(ctx, "cannot send blobs")
+		return nil, ctxFault(ctx, "cannot send blobs")
 	}
-	digests, bodies, err := l.missingBlobs(want, from)
-	if err != nil || len(digests) == 0 {
-		return err
+	h := &holding{link: l}
+	digests, bodies, err := l.missingBlobs(want, from, h)
+	if err == nil && len(digests) > 0 {
+		err = l.sendMissing(ctx, digests, bodies, h)
 	}
+	if err != nil {
+		h.release()
+		return nil, err
+	}
+	return h.release, nil
+}
+
+// missingBlobs returns what must be sent, and holds the rest.
+func (l *Link) missingBlobs(want []blobcache.Digest, from BlobSource, h *holding) ([]blobcache.Digest, [][]byte, error) {
+	var digests []blobcache.Digest
+	l.mu.Lock()
+	asked := make(map[blobcache.Digest]bool, len(want))
+	for _, d := range want {
+		if !l.kept.has(d) && !asked[d] {
+			asked[d] = true
+			digests = append(digests, d)
+		}
+	}
+	h.addLocked(want)
+	err := l.usable()
+	l.mu.Unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	bodies := make([][]byte, len(digests))
+	for i, d := range digests {
+		b, ok := from.Get(d)
+		if !ok {
+			return nil, nil, &fault.Error{Kind: fault.Internal, Message: fmt.Sprintf("blob %s is not here to be sent", d)}
+		}
+		bodies[i] = b
+	}
+	return digests, bodies, nil
+}
+
+func (l *Link) sendMissing(ctx context.Context, digests []blobcache.Digest, bodies [][]byte, h *holding) error {
 	s, err := l.Open(ctx, Blobs{})
 	if err != nil {
 		return err
@@ -56,38 +94,12 @@ func (l *Link) SendBlobs(ctx context.Context, want []blobcache.Digest, from Blob
 		return s.result.Err()
 	}
 	for i, d := range digests {
-		l.blobs[d] = len(bodies[i])
-		l.blobBytes += int64(len(bodies[i]))
+		l.kept.add(d, int64(len(bodies[i])))
 	}
+	h.addLocked(digests)
+	l.dropExcessLocked()
 	s.discard() // nobody receives; a failure is heard of by forgetIfFailed
 	return nil
-}
-
-// missingBlobs returns what must be sent.
-func (l *Link) missingBlobs(want []blobcache.Digest, from BlobSource) ([]blobcache.Digest, [][]byte, error) {
-	var digests []blobcache.Digest
-	l.mu.Lock()
-	asked := make(map[blobcache.Digest]bool, len(want))
-	for _, d := range want {
-		if _, sent := l.blobs[d]; !sent && !asked[d] {
-			asked[d] = true
-			digests = append(digests, d)
-		}
-	}
-	err := l.usable()
-	l.mu.Unlock()
-	if err != nil {
-		return nil, nil, err
-	}
-	bodies := make([][]byte, len(digests))
-	for i, d := range digests {
-		b, ok := from.Get(d)
-		if !ok {
-			return nil, nil, &fault.Error{Kind: fault.Internal, Message: fmt.Sprintf("blob %s is not here to be sent", d)}
-		}
-		bodies[i] = b
-	}
-	return digests, bodies, nil
 }
 
 // forgetIfFailed makes the blobs of a stream that fails count as not sent.
@@ -97,17 +109,9 @@ func (s *Stream) forgetIfFailed(digests []blobcache.Digest) {
 	defer l.mu.Unlock()
 	s.onFailure = func() {
 		for _, d := range digests {
-			l.forget(d)
+			l.kept.forget(d)
 		}
 		l.o.Log.Warn("agent refused blobs", "name", l.o.Name, "failure", s.result.Failure, "text", s.result.Text)
-	}
-}
-
-// forget makes d count as not sent. The mutex is held.
-func (l *Link) forget(d blobcache.Digest) {
-	if n, ok := l.blobs[d]; ok {
-		delete(l.blobs, d)
-		l.blobBytes -= int64(n)
 	}
 }
 
@@ -165,29 +169,4 @@ func (w streamWriter) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
-}
-
-// Drop makes the agent forget blobs. Requests that need them must have ended.
-func (l *Link) Drop(ds []blobcache.Digest) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if err := l.usable(); err != nil {
-		return err
-	}
-	var payload []byte
-	for _, d := range ds {
-		if _, sent := l.blobs[d]; !sent {
-			continue
-		}
-		l.forget(d)
-		payload = append(payload, d[:]...)
-		if len(payload) == MaxPayload {
-			l.out.putControl(nil, TypeDrop, payload)
-			payload = nil
-		}
-	}
-	if len(payload) > 0 {
-		l.out.putControl(nil, TypeDrop, payload)
-	}
-	return nil
 }

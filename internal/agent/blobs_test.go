@@ -86,6 +86,14 @@ func keeper(t *testing.T, s *store) func(*agenttest.Fake) {
 	}
 }
 
+// send is a request that needs ds and has ended.
+func send(ctx context.Context, t *testing.T, l *agent.Link, ds []blobcache.Digest, from agent.BlobSource) {
+	t.Helper()
+	release, err := l.SendBlobs(ctx, ds, from)
+	must(t, err)
+	release()
+}
+
 // TestBlobsOnceAndInTime: whoever calls, each blob goes once, and a request after SendBlobs finds its own.
 func TestBlobsOnceAndInTime(t *testing.T) {
 	ctx := within(t)
@@ -106,10 +114,12 @@ func TestBlobsOnceAndInTime(t *testing.T) {
 		wg.Go(func() {
 			for j := range 20 {
 				want := []blobcache.Digest{all[(i*7+j*3)%40], all[(i+j)%40], all[(i+j)%40]}
-				if err := l.SendBlobs(ctx, want, cache); err != nil {
+				release, err := l.SendBlobs(ctx, want, cache)
+				if err != nil {
 					t.Error(err)
 					return
 				}
+				defer release()
 				for _, d := range want {
 					st, err := l.Open(ctx, agent.Module{Manifest: d})
 					if err != nil {
@@ -130,20 +140,57 @@ func TestBlobsOnceAndInTime(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	must(t, l.SendBlobs(ctx, all, cache))
+	send(ctx, t, l, all, cache)
 	must(t, l.Ping(ctx))
 	if s.sent != 40 || l.Stats().BlobBytes != total {
 		t.Errorf("%d blobs were sent, %d of %d bytes", s.sent, l.Stats().BlobBytes, total)
 	}
-	must(t, l.Drop(append([]blobcache.Digest{blobcache.Sum([]byte("never sent"))}, all[20:]...)))
-	must(t, l.Ping(ctx))
-	if len(s.blobs) != 20 {
-		t.Errorf("%d blobs are left after DROP", len(s.blobs))
+}
+
+// TestBlobsAreBounded: what was used longest ago goes, and only what no request needs; what went comes again when it is wanted.
+func TestBlobsAreBounded(t *testing.T) {
+	ctx := within(t)
+	s := &store{blobs: map[blobcache.Digest][]byte{}}
+	l := agenttest.Link(t, agent.Options{BlobLimit: 1000}, keeper(t, s))
+	cache := blobcache.New(1 << 20)
+	var all []blobcache.Digest
+	for i := range 8 {
+		all = append(all, cache.Put(bytes.Repeat([]byte{byte(i)}, 300)))
 	}
-	must(t, l.SendBlobs(ctx, all[30:], cache))
-	must(t, l.Ping(ctx))
-	if s.sent != 50 || len(s.blobs) != 30 {
-		t.Errorf("after DROP %d were sent, %d are there", s.sent, len(s.blobs))
+	there := func(want ...int) {
+		t.Helper()
+		must(t, l.Ping(ctx))
+		if len(s.blobs) != len(want) || l.Stats().BlobBytes != int64(300*len(want)) {
+			t.Errorf("the agent keeps %d blobs and is believed to have %d bytes, want blobs %v", len(s.blobs), l.Stats().BlobBytes, want)
+		}
+		for _, i := range want {
+			if _, ok := s.blobs[all[i]]; !ok {
+				t.Errorf("the agent has forgotten blob %d of %v", i, want)
+			}
+		}
+	}
+	for i := range 3 {
+		send(ctx, t, l, all[i:i+1], cache)
+	}
+	there(0, 1, 2)
+	send(ctx, t, l, all[:1], cache)
+	send(ctx, t, l, all[3:4], cache)
+	there(0, 2, 3)
+
+	first, err := l.SendBlobs(ctx, all[:4], cache) // more than it may keep, and all of it needed
+	must(t, err)
+	second, err := l.SendBlobs(ctx, all[3:5], cache)
+	must(t, err)
+	there(0, 1, 2, 3, 4)
+	first()
+	first()
+	there(1, 3, 4) // 1 came last of the first four
+	send(ctx, t, l, all[5:], cache)
+	there(3, 4, 7)
+	second()
+	there(3, 4, 7)
+	if s.sent != 4+2+3 {
+		t.Errorf("%d blobs were sent", s.sent)
 	}
 }
 
@@ -153,11 +200,11 @@ func TestBlobMissingHere(t *testing.T) {
 	l := agenttest.Link(t, agent.Options{}, keeper(t, s))
 	cache := blobcache.New(1 << 20)
 	here := cache.Put([]byte("here"))
-	err := l.SendBlobs(ctx, []blobcache.Digest{here, blobcache.Sum([]byte("not here"))}, cache)
+	_, err := l.SendBlobs(ctx, []blobcache.Digest{here, blobcache.Sum([]byte("not here"))}, cache)
 	if fault.KindOf(err) != fault.Internal {
 		t.Errorf("got %v", err)
 	}
-	must(t, l.SendBlobs(ctx, []blobcache.Digest{here}, cache))
+	send(ctx, t, l, []blobcache.Digest{here}, cache)
 	must(t, l.Ping(ctx))
 	if s.sent != 1 {
 		t.Errorf("%d blobs were sent", s.sent)
@@ -186,7 +233,7 @@ func TestRefusedBlobsAreSentAgain(t *testing.T) {
 	cache := blobcache.New(1 << 20)
 	want := []blobcache.Digest{cache.Put([]byte("a"))}
 	for _, left := range []int64{0, 1} {
-		must(t, l.SendBlobs(ctx, want, cache)) // without waiting for the answer
+		send(ctx, t, l, want, cache) // without waiting for the answer
 		must(t, l.Ping(ctx))
 		must(t, l.Ping(ctx))
 		if got := l.Stats().BlobBytes; got != left {
@@ -232,9 +279,13 @@ func TestBlobsCancelled(t *testing.T) {
 		small := []blobcache.Digest{cache.Put([]byte("small"))}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		first, second := make(chan error, 1), make(chan error, 1)
-		go func() { first <- l.SendBlobs(ctx, want, cache) }()
+		sending := func(ctx context.Context, ds []blobcache.Digest) error {
+			_, err := l.SendBlobs(ctx, ds, cache)
+			return err
+		}
+		go func() { first <- sending(ctx, want) }()
 		synctest.Wait()
-		go func() { second <- l.SendBlobs(t.Context(), small, cache) }()
+		go func() { second <- sending(t.Context(), small) }()
 		synctest.Wait()
 		cancel(errors.New("enough"))
 		if err := <-first; fault.KindOf(err) != fault.Cancelled {

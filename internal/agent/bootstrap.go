@@ -30,6 +30,8 @@ type Options struct {
 	// OnLog is given the agent's LOG messages, cleaned. It is called by the link's reader: it must not block.
 	OnLog func(level int, text string)
 	Name  string // of the far side, in the log
+	// BlobLimit is how many bytes of blobs the agent may keep that no request needs; 0: DefaultBlobLimit.
+	BlobLimit int64
 }
 
 // Connect skips noise up to the magic, sends the agent and returns without waiting for its HELLO: requests may be queued at once. ctx

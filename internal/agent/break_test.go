@@ -87,7 +87,7 @@ func honest(f *agenttest.Fake) {
 // exchange does a little of everything and returns the first error.
 func exchange(ctx context.Context, l *agent.Link) error {
 	cache := blobcache.New(1 << 20)
-	if err := l.SendBlobs(ctx, []blobcache.Digest{cache.Put([]byte("a blob"))}, cache); err != nil {
+	if _, err := l.SendBlobs(ctx, []blobcache.Digest{cache.Put([]byte("a blob"))}, cache); err != nil {
 		return err
 	}
 	for _, r := range []agent.Request{agent.Get{Source: []byte("/x")}, agent.Command{Argv: argv("cat")}} {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
 
@@ -60,12 +59,12 @@ type Link struct {
 	hello    Hello
 	pings    map[uint64]chan struct{}
 	lastPing uint64
-	blobs    map[blobcache.Digest]int // that the agent has been sent, with their lengths
+	kept     kept // blobs that the agent has been sent
 	jobs     int
 	heard    bool // something came since the last Write
 	logsLeft int
 
-	sent, received, roundTrips, blobBytes int64
+	sent, received, roundTrips int64
 }
 
 func newLink(conn Conn, in *bufio.Reader, o Options) *Link {
@@ -76,7 +75,7 @@ func newLink(conn Conn, in *bufio.Reader, o Options) *Link {
 		conn: conn, in: in, o: o,
 		failed: make(chan struct{}), done: make(chan struct{}), helloed: make(chan struct{}), blobTurn: make(chan struct{}, 1),
 		out: outbox{wake: make(chan struct{}, 1)}, streams: map[uint32]*Stream{}, pings: map[uint64]chan struct{}{},
-		blobs: map[blobcache.Digest]int{}, logsLeft: logsAtFirst, running: 2,
+		kept: newKept(o.BlobLimit), logsLeft: logsAtFirst, running: 2,
 	}
 	l.blobTurn <- struct{}{}
 	return l
@@ -215,7 +214,7 @@ func (l *Link) usable() error {
 func (l *Link) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{SentBytes: l.sent, ReceivedBytes: l.received, RoundTrips: l.roundTrips, Jobs: l.jobs, BlobBytes: l.blobBytes}
+	return Stats{SentBytes: l.sent, ReceivedBytes: l.received, RoundTrips: l.roundTrips, Jobs: l.jobs, BlobBytes: l.kept.bytes}
 }
 
 // write is the writer.

@@ -166,7 +166,8 @@ func TestRealModule(t *testing.T) {
 	m := cache.Put([]byte(manifest.String()))
 	want = append(want, m)
 	for _, size := range []int{10, agent.MaxPayload, 3 << 20} {
-		must(t, l.SendBlobs(ctx, want, cache))
+		_, err := l.SendBlobs(ctx, want, cache)
+		must(t, err)
 		params := []byte(`{"ANSIBLE_MODULE_ARGS": {"a": "` + strings.Repeat("x", size) + `"}}`)
 		g := gather(ctx, t, open(ctx, t, l, agent.Module{Manifest: m, Params: params, Name: "probe"}))
 		if g.result.Failed || g.result.ExitCode != 3 || g.stdout != strconv.Itoa(len(params))+" part\n" {

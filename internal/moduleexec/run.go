@@ -16,7 +16,7 @@ import (
 // Caller is what this package needs of a node; internal/server makes it of a mux.Context.
 type Caller interface {
 	Open(ctx context.Context, r agent.Request) (*agent.Stream, error)
-	SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) error
+	SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) (release func(), err error)
 	HasAgent() bool
 	// CanExec reports whether Exec runs commands as this account: the path ends at the SSH account, or there is no agent.
 	CanExec() bool
@@ -74,9 +74,11 @@ func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, e
 		}
 	}
 	started := time.Now()
-	if err := c.SendBlobs(ctx, m.Payload.want(), m.Payload); err != nil {
+	release, err := c.SendBlobs(ctx, m.Payload.want(), m.Payload)
+	if err != nil {
 		return Result{}, typed(ctx, err)
 	}
+	defer release()
 	stream, err := c.Open(ctx, &agent.Module{
 		Manifest:     m.Payload.manifest,
 		Params:       m.Params,

@@ -58,8 +58,8 @@ func (plain) Open(context.Context, agent.Request) (*agent.Stream, error) {
 	return nil, errors.New("there is no agent")
 }
 
-func (plain) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource) error {
-	return errors.New("there is no agent")
+func (plain) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource) (func(), error) {
+	return nil, errors.New("there is no agent")
 }
 
 func (plain) Exec(_ context.Context, cmd []byte, tty bool) (Process, error) {

@@ -42,14 +42,14 @@ func (c *Context) Open(ctx context.Context, r agent.Request) (*agent.Stream, err
 }
 
 // SendBlobs is agent.Link.SendBlobs.
-func (c *Context) SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) error {
+func (c *Context) SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) (release func(), err error) {
 	if !c.HasAgent() {
-		return c.noAgent()
+		return nil, c.noAgent()
 	}
-	if err := c.link.SendBlobs(ctx, want, from); err != nil {
-		return c.fault(err, "the agent was lost")
+	if release, err = c.link.SendBlobs(ctx, want, from); err != nil {
+		return nil, c.fault(err, "the agent was lost")
 	}
-	return nil
+	return release, nil
 }
 
 // Exec starts what plain Ansible would hand to ssh, become wrapper and all, without an agent on the account. Under a become hop it

@@ -207,7 +207,9 @@ func (p *fakePeer) Open(context.Context, agent.Request) (*agent.Stream, error) {
 	}
 }
 
-func (p *fakePeer) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource) error { return nil }
+func (p *fakePeer) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource) (func(), error) {
+	return func() {}, nil
+}
 
 func (p *fakePeer) Spawn(ctx context.Context, s *agent.Spawn) (spawned, error) {
 	select {

@@ -10,7 +10,7 @@ import (
 // peer is what the tree asks of an agent's link: *agent.Link in production, so that tests of the tree need no interpreter.
 type peer interface {
 	Open(ctx context.Context, r agent.Request) (*agent.Stream, error)
-	SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) error
+	SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) (release func(), err error)
 	// Spawn opens a stream whose far end is meant to become an agent, or is a plain command.
 	Spawn(ctx context.Context, s *agent.Spawn) (spawned, error)
 	Hello(ctx context.Context) (agent.Hello, error)

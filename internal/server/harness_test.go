@@ -123,7 +123,7 @@ func (n *agentNode) Open(ctx context.Context, r agent.Request) (*agent.Stream, e
 	return n.Link.Open(ctx, r)
 }
 
-func (n *agentNode) SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) error {
+func (n *agentNode) SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) (release func(), err error) {
 	return n.Link.SendBlobs(ctx, want, from)
 }
 
@@ -133,8 +133,8 @@ func (bareNode) Open(context.Context, agent.Request) (*agent.Stream, error) {
 	return nil, errors.New("there is no agent")
 }
 
-func (bareNode) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource) error {
-	return errors.New("there is no agent")
+func (bareNode) SendBlobs(context.Context, []blobcache.Digest, agent.BlobSource) (func(), error) {
+	return nil, errors.New("there is no agent")
 }
 
 func (n bareNode) Log(f func(level int, text string)) {

@@ -23,7 +23,7 @@ type Tree interface {
 // Node is what this package needs of a mux.Context.
 type Node interface {
 	Open(ctx context.Context, r agent.Request) (*agent.Stream, error)
-	SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) error
+	SendBlobs(ctx context.Context, want []blobcache.Digest, from agent.BlobSource) (release func(), err error)
 	HasAgent() bool
 	CanExec() bool
 	Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error)

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-from agent_driver import CANCEL, DATA, END, INTERPRETERS, MODULE, WINDOW, eventually, gone
+from agent_driver import CANCEL, DATA, DROP, END, INTERPRETERS, MODULE, WINDOW, eventually, gone
 from agent_payloads import manifest
 
 BASIC = b'_ANSIBLE_ARGS = None\nmarks = []\n'
@@ -346,17 +346,29 @@ def test_preload_that_fails_fails_in_the_job(modules, what):
     assert modules.agent.command('true').code == 0
 
 
+COMPILED = '''
+    import ansible.module_utils.extra
+    frames = sys._getframe()
+    while frames.f_code.co_name != 'turn_into': frames = frames.f_back
+    print(json.dumps(len(frames.f_locals['self'].importer.compiled)))
+'''
+
+
 def test_code_is_compiled_once(modules):
     """The first job leaves what it compiled to the next ones."""
-    source = '''
-        import ansible.module_utils.extra
-        frames = sys._getframe()
-        while frames.f_code.co_name != 'turn_into': frames = frames.f_back
-        print(json.dumps([len(frames.f_locals['self'].importer.compiled), os.getppid()]))
-    '''
     extra = {'ansible/module_utils/extra.py': b'x = 1\n', 'ansible/module_utils/unused.py': b'this is no Python'}
-    counts = [modules.value(source, extra=extra)[0] for _ in range(3)]
+    counts = [modules.value(COMPILED, extra=extra) for _ in range(3)]
     assert counts[0] > 0 and counts[1:] == [0, 0]
+
+
+def test_code_is_forgotten_with_its_blob(modules):
+    """DROP, and the blob comes again: one job compiles it, and leaves it to the next ones."""
+    extra = {'ansible/module_utils/extra.py': b'x = 1\n'}
+    counts = []
+    for _ in range(3):
+        modules.agent.send(DROP, 0, hashlib.sha256(b'x = 1\n').digest())
+        counts.append([modules.value(COMPILED, extra=extra) for _ in range(3)])
+    assert counts[0][0] > 1 and counts == [[counts[0][0], 0, 0], [1, 0, 0], [1, 0, 0]]
 
 
 LACKING = '''
@@ -532,7 +544,7 @@ def test_memory_is_given_back(modules):
     digest = modules.add('import sys\nsys.exit(0)', real=True)
     modules.again(digest)
     before = len(os.listdir('/proc/%d/fd' % modules.agent.process.pid))
-    modules.agent.send(12, 0, digest)
+    modules.agent.send(DROP, 0, digest)
     modules.agent.ping()
     assert len(os.listdir('/proc/%d/fd' % modules.agent.process.pid)) == before - 1
 
