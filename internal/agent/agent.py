@@ -56,6 +56,7 @@ class Agent(object):
         self.preloaded = {}     # module name: its entry in Payload.names
         self.tried = set()      # names that were to be preloaded
         self.resolver = None    # res_init, if it has to be called
+        self.packages = package_folders()   # as this interpreter found them when it started
         self.streams = {}
         self.last = 0           # highest stream number seen
         self.jobs = {}          # children not yet waited for, by pid

@@ -47,8 +47,9 @@ def enter(environ, added, cwd, nofile):
             pass    # some systems lie about their hard limit
 
 
-def refresh(resolver):
-    """What a fork shares and new processes would not: the state of random generators and the resolver's configuration."""
+def refresh(resolver, packages):
+    """What a fork shares and new processes would not: the state of random generators, the resolver's configuration, and where packages
+    are found, of which packages is what package_folders once gave."""
     if sys.version_info < (3, 7):   # newer ones reseed by themselves
         if 'random' in sys.modules:
             sys.modules['random'].seed()
@@ -56,6 +57,39 @@ def refresh(resolver):
             sys.modules['ssl'].RAND_add(os.urandom(32), 32.0)
     if resolver:
         resolver()
+    folders = package_folders()
+    if folders != packages:
+        look_again(folders, packages)
+
+
+def package_folders():
+    """Where an interpreter looks for packages and .pth files when it starts: pairs of a folder and the time when something came into it or
+    went (seconds; None where it is not there), first found first."""
+    import site
+    folders = getattr(site, 'getsitepackages', list)()
+    if site.ENABLE_USER_SITE:
+        folders = [site.getusersitepackages()] + folders
+    found = []
+    for folder in folders:
+        try:
+            found.append((folder, os.stat(folder).st_mtime))
+        except OSError:
+            found.append((folder, None))
+    return found
+
+
+def look_again(folders, packages):
+    """Adds to sys.path what an interpreter that starts now would have there: folders that have come, and what .pth files name."""
+    import site
+    for number, (folder, changed) in enumerate(folders):
+        if changed is None or (folder, changed) in packages:
+            continue
+        end = len(sys.path)
+        site.addsitedir(folder)
+        added, sys.path[end:] = sys.path[end:], []
+        later = [sys.path.index(after) for after, _ in folders[number + 1:] if after in sys.path]
+        place = min(later + [end])
+        sys.path[place:place] = added
 
 
 def find_resolver():

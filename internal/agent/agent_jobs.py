@@ -148,7 +148,7 @@ class Module(Job):
 
         def child():
             enter(fields[6], fields[4], fields[5], nofile)
-            refresh(agent.resolver)
+            refresh(agent.resolver, agent.packages)
             if not keep:
                 agent.unload()
             agent.importer.use(payload)

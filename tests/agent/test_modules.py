@@ -570,3 +570,23 @@ def test_a_blob_is_missing(agent):
 def test_traceback_of_a_preloaded_module(modules):
     result = modules.run('import ansible.module_utils.basic as b\nb.fail()', basic=BASIC + b'def fail():\n    raise KeyError("k")\n')
     assert re.search(r'ansible_payload.zip/ansible/module_utils/basic.py", line \d+, in fail\n', result.err.decode())
+
+
+def test_packages_that_come_meanwhile(start, tmp_path, monkeypatch):
+    """A new interpreter would look into a user's folder that was made after the agent started, and follow its .pth files."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    modules = Modules(start())
+    ask = 'import site; print(json.dumps([site.ENABLE_USER_SITE and site.getusersitepackages(), sys.path]))'
+    folder, path = modules.value(ask)
+    if not folder:
+        pytest.skip('this interpreter has no folder for packages of the user')
+    assert folder not in path
+    more = tmp_path / 'more'
+    more.mkdir()
+    os.makedirs(folder)
+    with open(os.path.join(folder, 'mux.pth'), 'w') as f:
+        f.write(str(more))
+    new = modules.value(ask)[1]
+    assert [entry for entry in new if entry not in path] == [folder, str(more)]
+    assert not [entry for entry in new[: new.index(folder)] if entry.endswith(('site-packages', 'dist-packages'))]
+    assert modules.value(ask)[1] == new

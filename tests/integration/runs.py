@@ -191,6 +191,7 @@ class Site:
             "ANSIBLE_STRATEGY": way.strategy,
             "ANSIBLE_STRATEGY_PLUGINS": str(PLUGINS / "strategy"),
             "ANSIBLE_CONNECTION_PLUGINS": f"{PLUGINS / 'connection'}:{HERE / 'plugins' / 'connection'}",
+            "ANSIBLE_COLLECTIONS_PATH": str(CASES / "collections"),
             "ANSIBLE_CALLBACK_PLUGINS": str(HERE / "plugins" / "callback"),
             "ANSIBLE_CALLBACKS_ENABLED": "mux_events",
             "ANSIBLE_VAULT_PASSWORD_FILE": str(CASES / "files" / "vault-password"),
