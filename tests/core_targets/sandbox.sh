@@ -41,11 +41,15 @@ ssh-keygen -q -m PEM -t rsa -N '' -f "$key"
 cp "$key" /root/.ssh/id_rsa
 cat "$key.pub" >>/root/.ssh/authorized_keys
 ssh-keygen -A >/dev/null
-printf 'UsePAM no\nPermitRootLogin yes\nMaxStartups 200\nSubsystem sftp internal-sftp\n' >/run/sshd_config
+printf 'UsePAM yes\nPermitRootLogin yes\nMaxStartups 200\nSubsystem sftp internal-sftp\n' >/run/sshd_config
 /usr/sbin/sshd -f /run/sshd_config -p "$port" -E /run/sshd.log
 for host in localhost 127.0.0.1 "[localhost]:$port" "[127.0.0.1]:$port"; do
     sed "s,^,$host ," /etc/ssh/ssh_host_*_key.pub >>/root/.ssh/known_hosts
 done
+
+# Some targets make a virtual environment and expect what the controller's Python has.
+"$venv/bin/python" -c 'import site, sys, sysconfig; base = sys.base_prefix
+print(site.getsitepackages()[0], file=open(sysconfig.get_path("purelib", vars={"base": base, "platbase": base}) + "/core-targets.pth", "w"))'
 
 cd "$tree"
 cp "$config" test/integration/integration.cfg
