@@ -6,10 +6,10 @@ MAKEFLAGS += --no-print-directory
 CORES := 2.16 2.17 2.18 2.19 2.20 2.21
 N ?= 50
 
-.PHONY: help build gen check test integration matrix bench demo flake venvs fmt clean
+.PHONY: help build gen check test integration core-targets matrix bench demo flake venvs fmt clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## bin/mitogen-mux, static
 	@mkdir -p bin
@@ -26,6 +26,10 @@ test: build ## unit tests on the oldest and the newest ansible-core, and the dem
 
 integration: build ## tests/integration on the oldest and the newest ansible-core, a few on the others; some cases still differ
 	@tools/integration.sh test
+
+core-targets: build ## ansible-core's own integration targets, plain and through mitogen-mux, on the oldest and the newest ansible-core: hours
+	@tools/venv.sh 2.21
+	.venv-2.21/bin/python tests/core_targets/run.py
 
 matrix: build ## everything on every ansible-core
 	@python3 tools/tier.py matrix
