@@ -22,9 +22,16 @@ from .v1 import error_pb2, jobs_pb2, path_pb2
 BODY_PART = 128 << 10
 
 SSH_DEFINITIONS: dict[str, dict[str, t.Any]] = {
-    'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]}
+    'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]},
+    'mitogen_ssh_transport': {
+        'description': ["Who connects: the daemon's own client (native), the user's ssh program (openssh), or whichever can do it (auto)."],
+        'choices': ['auto', 'native', 'openssh'],
+        'default': 'auto',
+        'vars': [{'name': 'mitogen_ssh_transport'}],
+        'env': [{'name': 'MITOGEN_SSH_TRANSPORT'}],
+    },
 }
-"""For ssh alone, whose plugin knows this variable already: a new one would show in the results of delegated tasks."""
+"""For ssh alone. Its plugin knows inventory_hostname already: a new variable shows in the results of delegated tasks that set it."""
 
 DEFINITIONS: dict[str, dict[str, t.Any]] = {
     'mitogen_enabled': {

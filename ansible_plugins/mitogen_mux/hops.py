@@ -59,6 +59,7 @@ def ssh(connection: t.Any, interpreter: str = '') -> path_pb2.Hop:
         reconnection_retries=int(option(connection, 'reconnection_retries', 0)),
         verbosity=int(option(connection, 'verbosity', 0)),
         password_mechanism=to_text(option(connection, 'password_mechanism', '')),
+        transport=_unless(option(connection, 'mitogen_ssh_transport', ''), 'auto'),
     )
     _secret(hop.password, option(connection, 'password') or context.password)
     _secret(hop.private_key, option(connection, 'private_key'))

@@ -59,6 +59,7 @@ type SSH struct {
 	ReconnectionRetries  uint32
 	Verbosity            uint32
 	PasswordMechanism    string
+	Transport            string // "native", "openssh", or empty: whichever can do it
 }
 
 // Local is the controller's own account within one run.

@@ -252,7 +252,7 @@ func (w *walk) usable(n *node) error {
 
 // arrive makes the context of the node the walk holds.
 func (w *walk) arrive(n *node, plain *hop.Become) *Context {
-	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, plain: plain}
+	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, plain: plain, user: use{w.run.ID, w.host}}
 	if n.edge.role == sshAgent {
 		c.transport = n.parent.transport
 	}

@@ -20,6 +20,7 @@ type Context struct {
 	end       hop.Hop
 	level     int
 	plain     *hop.Become // the account has no agent: its commands become by themselves, started by node
+	user      use         // whose request it is
 	release   sync.Once
 }
 
@@ -91,11 +92,22 @@ func (c *Context) start(ctx context.Context, cmd []byte, o ExecOptions) (Process
 	return newStreamProcess(s), nil
 }
 
-// Log has f called with what the account's agent logs while the context is held. f must not block, nor call the context.
+// Log has f called with what the account's agent logs while the context is held, and with the connection's notes if the run has not
+// heard them for this host. f must not block, nor call the context.
 func (c *Context) Log(f func(level int, text string)) {
 	c.tree.mu.Lock()
 	defer c.tree.mu.Unlock()
 	c.node.logs[c] = f
+	root := c.node.root
+	if root.transport == nil || root.told[c.user] {
+		return
+	}
+	for i, note := range root.transport.Notes() {
+		if i == 0 {
+			root.told[c.user] = true
+		}
+		f(note.Level, note.Text)
+	}
 }
 
 // Release gives the context back. A second call does nothing.

@@ -23,13 +23,28 @@ type Transport interface {
 	// Done is closed when the connection has ended, for whatever reason; Err then says why.
 	Done() <-chan struct{}
 	Err() error
+	// Notes are what people should know about how the connection was made; they do not change.
+	Notes() []Note
 	// Close ends the connection and everything on it, and waits for its goroutines.
 	Close() error
 }
 
+// Note is a remark for people; it reaches each run once per host.
+type Note struct {
+	Level int // as in an agent's LOG
+	Text  string
+}
+
+// Levels of notes.
+const (
+	Warning = 1
+	Verbose = 2 // shown at -v
+)
+
 // ExecOptions are what a process may be given besides its command.
 type ExecOptions struct {
-	TTY bool // a terminal, as with ssh -tt
+	TTY   bool // a terminal, as with ssh -tt
+	Agent bool // it lasts: the connection may live and die with it
 }
 
 // Process is a command on a transport. Read is its stdout, Write its stdin; Close ends both and unblocks their callers.

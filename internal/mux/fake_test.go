@@ -30,6 +30,7 @@ type world struct {
 	gate       map[string]chan struct{} // opening waits for it, if there is one
 	fail       map[string]error         // opening fails
 	deaf       bool                     // opening does not hear that it was cancelled
+	notes      []Note                   // of every transport
 	transports []*fakeTransport
 	peers      []*fakePeer
 }
@@ -124,6 +125,9 @@ type fakeTransport struct {
 	done  chan struct{}
 	end   end
 }
+
+// Notes implements Transport.
+func (f *fakeTransport) Notes() []Note { return f.world.notes }
 
 func (f *fakeTransport) Exec(ctx context.Context, cmd []byte, _ ExecOptions) (Process, error) {
 	interpreter := strings.SplitN(strings.TrimPrefix(string(cmd), "/bin/sh -c '"), " ", 2)[0]

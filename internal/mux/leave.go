@@ -128,6 +128,7 @@ func (t *Tree) EndRun(run string) {
 	for _, n := range nodes {
 		delete(n.runs, rs)
 		maps.DeleteFunc(n.uses, func(u use, _ bool) bool { return u.run == run })
+		maps.DeleteFunc(n.told, func(u use, _ bool) bool { return u.run == run })
 	}
 	for _, n := range nodes {
 		if n.edge.role == localAgent && n.edge.run == run {

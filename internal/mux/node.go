@@ -60,6 +60,7 @@ type node struct {
 	runs          map[*runState]bool // runs that used the node and have not ended
 	uses          map[use]bool       // connections: who used it for which inventory name
 	hosts         map[string]bool
+	told          map[use]bool  // connections: who has heard the notes
 	persist       time.Duration // after the last use
 	persistBecome bool
 	lastUsed      time.Time

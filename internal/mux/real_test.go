@@ -34,6 +34,7 @@ type shellTransport struct {
 
 func (s *shellTransport) Done() <-chan struct{} { return s.done }
 func (s *shellTransport) Err() error            { return errors.New("closed") }
+func (s *shellTransport) Notes() []Note         { return nil }
 
 func (s *shellTransport) Close() error {
 	s.once.Do(func() { close(s.done) })

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -437,6 +438,28 @@ func TestLogReachesTheContextsThatHoldTheNode(t *testing.T) {
 		w.peers[0].onLog(2, " lost")
 		if got := fmt.Sprint(heard); got != "[b2 text]" {
 			t.Errorf("got %s", got)
+		}
+	})
+}
+
+// TestNotes: what a connection has to say reaches each run once per host, whoever dialled.
+func TestNotes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		w.notes = []Note{{Warning, "one"}, {Verbose, "two"}}
+		heard := func(id, host string) string {
+			c := acquire(t, tree, run(id), host, sshPath...)
+			defer c.Release()
+			var all []string
+			c.Log(func(level int, text string) { all = append(all, fmt.Sprint(level, text)) })
+			return strings.Join(all, " ")
+		}
+		for _, c := range []struct{ run, host, want string }{
+			{"r1", "web", "1one 2two"}, {"r1", "web", ""}, {"r1", "alias", "1one 2two"}, {"r2", "web", "1one 2two"}, {"r1", "alias", ""},
+		} {
+			if got := heard(c.run, c.host); got != c.want {
+				t.Errorf("%s, %s: got %q, want %q", c.run, c.host, got, c.want)
+			}
 		}
 	})
 }

@@ -102,6 +102,11 @@ func toSSH(h *muxv1.SshHop) (*hop.SSH, error) {
 	if words := len(h.GetArgs()) + len(h.GetLateArgs()); words > maxWords {
 		return nil, invalid("%d ssh arguments", words)
 	}
+	switch h.GetTransport() {
+	case "", "native", "openssh":
+	default:
+		return nil, invalid("mitogen_ssh_transport %q: it is native or openssh", h.GetTransport())
+	}
 	if err := short(h.GetHost(), h.GetUser(), h.GetPrivateKeyFile(), h.GetSshExecutable(), h.GetPkcs11Provider(), h.GetControlPath()); err != nil {
 		return nil, err
 	}
@@ -123,6 +128,7 @@ func toSSH(h *muxv1.SshHop) (*hop.SSH, error) {
 		ReconnectionRetries:  h.GetReconnectionRetries(),
 		Verbosity:            h.GetVerbosity(),
 		PasswordMechanism:    h.GetPasswordMechanism(),
+		Transport:            h.GetTransport(),
 	}, nil
 }
 

@@ -97,12 +97,15 @@ func (a *authenticator) answer(_, _ string, questions []string, _ []bool) ([]str
 }
 
 // refused is the error for a server that takes nothing of what we have.
-func (a *authenticator) refused() *fault.Error {
+func (a *authenticator) refused() error {
 	f := &fault.Error{
 		Kind:    fault.AuthFailed,
 		Message: fmt.Sprintf("%s@%s: Permission denied (%s)", a.cfg.User, a.cfg.HostName, strings.Join(a.allowed, ",")),
 	}
 	f.Hint = a.remedy()
+	if left := a.leftOut(); left != "" {
+		return &refusal{fault: f, left: left, passwordRefused: a.passwordSent}
+	}
 	return f
 }
 
@@ -134,7 +137,7 @@ func (a *authenticator) remedy() string {
 		parts = append(parts, "the configuration forbids the password (PasswordAuthentication, PreferredAuthentications)")
 	}
 	if slices.Contains(a.allowed, "gssapi-with-mic") && a.cfg.GSSAPIAuth {
-		parts = append(parts, "GSSAPI is not supported here")
+		parts = append(parts, "GSSAPI was not tried")
 	}
 	if len(parts) == 0 {
 		return "The server offers no method that can be used here."

@@ -39,7 +39,6 @@ type config struct {
 	GSSAPIAuth          bool
 	HostbasedAuth       bool
 	PreferredAuths      []string
-	PKCS11Provider      string
 	ForwardAgent        string // no, yes, or a socket's path
 	PubkeyAlgorithms    []string
 	HostKeyAlgorithms   []string
@@ -56,6 +55,15 @@ type config struct {
 
 	SendEnv []string
 	SetEnv  []string
+
+	BatchMode    bool     // nobody may be asked for anything: no password is sent
+	CASignatures []string // CASignatureAlgorithms
+	RequiredRSA  int      // RequiredRSASize, bits
+	ControlPath  string   // of a control connection that the user may have open; empty: none
+
+	elsewhere    []string // options that only the user's ssh can do
+	localCommand string
+	permitLocal  bool
 }
 
 // defaultPreferred is OpenSSH's order of methods.
@@ -68,6 +76,7 @@ func defaultConfig(host, user string) *config {
 		AddressFamily: "any", ConnectionAttempts: 1, TCPKeepAlive: true, AliveCountMax: 3,
 		IdentityFiles: []string{"~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ecdsa_sk", "~/.ssh/id_ed25519", "~/.ssh/id_ed25519_sk"},
 		PubkeyAuth:    true, PasswordAuth: true, KbdInteractiveAuth: true, PreferredAuths: defaultPreferred, ForwardAgent: "no",
+		RequiredRSA:      1024,
 		StrictHostKeys:   "ask",
 		UserKnownHosts:   []string{"~/.ssh/known_hosts", "~/.ssh/known_hosts2"},
 		GlobalKnownHosts: []string{"/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"},
@@ -88,6 +97,7 @@ func parseConfig(host string, out []byte) (*config, error) {
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("cannot read the output of ssh -G: %w", err)
 	}
+	c.settleForeign()
 	return c, nil
 }
 
@@ -125,9 +135,16 @@ func (c *config) set(name, value string) error {
 		c.SendEnv = append(c.SendEnv, value)
 	case "setenv":
 		c.SetEnv = append(c.SetEnv, value)
+	case "batchmode":
+		c.BatchMode = yes(value)
+	case "controlpath":
+		c.ControlPath = notNone(value)
+	case "requiredrsasize":
+		c.RequiredRSA, err = strconv.Atoi(value)
 	default:
 		c.setAuth(name, value)
 		c.setTrust(name, value)
+		c.noteForeign(name, value)
 	}
 	return err
 }
@@ -159,8 +176,6 @@ func (c *config) setAuth(name, value string) {
 		c.HostbasedAuth = yes(value)
 	case "preferredauthentications":
 		c.PreferredAuths = list(value)
-	case "pkcs11provider":
-		c.PKCS11Provider = notNone(value)
 	case "forwardagent":
 		c.ForwardAgent = value
 	case "pubkeyacceptedalgorithms", "pubkeyacceptedkeytypes":
@@ -191,6 +206,8 @@ func (c *config) setTrust(name, value string) {
 		c.RevokedHostKeys = notNone(value)
 	case "nohostauthenticationforlocalhost":
 		c.NoAuthForLocal = yes(value)
+	case "casignaturealgorithms":
+		c.CASignatures = list(value)
 	case "hostkeyalgorithms":
 		c.HostKeyAlgorithms = list(value)
 	case "ciphers":

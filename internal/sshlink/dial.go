@@ -45,8 +45,8 @@ func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, v
 		if context.Cause(ctx) != nil {
 			err = context.Cause(ctx)
 		}
-		if f, ok := errors.AsType[*fault.Error](err); ok {
-			return nil, f
+		if _, ok := errors.AsType[*fault.Error](err); ok {
+			return nil, err
 		}
 		return nil, connectFault(c.HostName, c.Port, err)
 	}
@@ -61,7 +61,11 @@ func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, v
 		if cause := context.Cause(ctx); cause != nil {
 			lost = cause
 		}
-		return nil, explain(a.handshakeFault(err, lost), conn)
+		f := explain(a.handshakeFault(err, lost), conn)
+		if r, refused := errors.AsType[*refusal](err); refused {
+			return nil, &refusal{fault: f, left: r.left, passwordRefused: r.passwordRefused}
+		}
+		return nil, f
 	}
 	return t, nil
 }
@@ -130,7 +134,7 @@ func (a *attempt) handshake(ctx context.Context, w *wire, limit *time.Timer) (*t
 	defer stop()
 	a.stage.Store(int32(stageBanner))
 	w.first = func() { a.stage.CompareAndSwap(int32(stageBanner), int32(stageExchange)) }
-	trust := newHostKeys(a.cfg, a.place, a.d.log)
+	trust := newHostKeys(a.cfg, a.place)
 	ring, err := loadKeys(ctx, a.cfg, a.place, a.hop)
 	if err != nil {
 		return nil, err
@@ -166,14 +170,16 @@ func (a *attempt) handshake(ctx context.Context, w *wire, limit *time.Timer) (*t
 		_ = conn.Wait()
 		return nil, context.Cause(ctx)
 	}
-	return newTransport(a, conn, w, channels, requests, auth.distrust.Load()), nil
+	t := newTransport(a, conn, w, channels, requests, auth.distrust.Load())
+	t.notes = trust.notes
+	return t, nil
 }
 
 const clientVersion = "SSH-2.0-mitogen-mux"
 
 // password is the one to answer with. Ansible's password_mechanism "disable" means that nobody answers.
 func (a *attempt) password() hop.Secret {
-	if a.hop.PasswordMechanism == "disable" {
+	if a.hop.PasswordMechanism == "disable" || a.cfg.BatchMode {
 		return hop.Secret{}
 	}
 	return a.hop.Password

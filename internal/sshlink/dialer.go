@@ -31,13 +31,14 @@ type Dialer struct {
 	network func(ctx context.Context, c *config) (net.Conn, error)
 	resolve func(ctx context.Context, h *hop.SSH, p *place) (*config, error)
 	configs *resolver
+	memory  *memory
 }
 
 var _ mux.Dialer = (*Dialer)(nil)
 
 // New returns a Dialer.
 func New(o Options) *Dialer {
-	d := &Dialer{log: o.Log, configs: newResolver(), network: dialTCP}
+	d := &Dialer{log: o.Log, configs: newResolver(), memory: &memory{}, network: dialTCP}
 	d.resolve = d.configs.resolve
 	if d.log == nil {
 		d.log = hclog.NewNullLogger()
@@ -53,22 +54,19 @@ func New(o Options) *Dialer {
 // maxPause is the longest wait between two attempts, as in Ansible's ssh plugin.
 const maxPause = 30 * time.Second
 
-// Dial implements mux.Dialer. Failures to reach the host are tried again as reconnection_retries says; a host that was reached
-// and refuses is not asked twice.
+// Dial implements mux.Dialer. What the built-in client cannot do is left to the user's ssh. Failures to reach the host are tried
+// again as reconnection_retries says; a host that was reached and refuses is not asked twice.
 func (d *Dialer) Dial(ctx context.Context, h *hop.SSH, run hop.Run) (mux.Transport, error) {
 	p, err := newPlace(run)
 	if err != nil {
 		return nil, err
 	}
-	if err := supportedHop(h, p); err != nil {
-		return nil, err
-	}
-	cfg, err := d.resolve(ctx, h, p)
-	if err != nil {
+	c := &choice{d: d, hop: h, place: p}
+	if err := c.make(ctx); err != nil {
 		return nil, err
 	}
 	for n := uint32(0); ; n++ {
-		t, err := d.connect(ctx, cfg, p, h, nil)
+		t, err := c.connect(ctx)
 		if err == nil {
 			return t, nil
 		}
@@ -108,18 +106,6 @@ func newPlace(run hop.Run) (*place, error) {
 		return nil, &fault.Error{Kind: fault.Internal, Message: "Cannot find out who the controller's user is", Cause: err}
 	}
 	return &place{home: u.HomeDir, user: u.Username, uid: u.Uid, run: run}, nil
-}
-
-// supportedHop refuses what needs the user's own ssh program.
-func supportedHop(h *hop.SSH, p *place) error {
-	switch {
-	case h.PKCS11Provider != "":
-		return unsupported("Keys from a PKCS#11 provider", "Load them into an ssh-agent (ssh-add -s), which works, or set mitogen_enabled: false for this host.")
-	case !p.isStockSSH(h.Executable):
-		return unsupported("The ssh_executable "+h.Executable, "Unset ansible_ssh_executable, or set mitogen_enabled: false for this host.")
-	default:
-		return nil
-	}
 }
 
 func unsupported(what, hint string) *fault.Error {

@@ -1,33 +1,35 @@
 package sshlink
 
 import (
-	"bytes"
+	"crypto/rsa"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"slices"
 	"strings"
 
-	"github.com/hashicorp/go-hclog"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 )
 
 // hostKeys judges the server's key for one connection, by the known_hosts files and StrictHostKeyChecking.
 type hostKeys struct {
 	cfg      *config
-	log      hclog.Logger
 	name     string // as known_hosts has it: "[h]:2222", or HostKeyAlias
 	bare     string // without the port; empty if that is the same or an alias was given
 	lines    []knownLine
 	user     []string // files; the first takes new keys
 	revoked  string
 	distrust func() // called when a key is let through although it differs
+	notes    []mux.Note
 }
 
-func newHostKeys(c *config, p *place, log hclog.Logger) *hostKeys {
-	k := &hostKeys{cfg: c, log: log, name: strings.ToLower(c.HostName)}
+func newHostKeys(c *config, p *place) *hostKeys {
+	k := &hostKeys{cfg: c, name: strings.ToLower(c.HostName)}
 	switch {
 	case c.HostKeyAlias != "":
 		k.name = c.HostKeyAlias
@@ -96,8 +98,14 @@ func (k *hostKeys) check(_ string, remote net.Addr, shown ssh.PublicKey) error {
 			return err
 		}
 	}
-	if where := k.isRevoked(key); where != "" {
-		return k.revokedFault(key, where)
+	if revoked, err := k.checkRevoked(key); revoked {
+		return err
+	}
+	if bits := rsaBits(key); bits > 0 && bits < k.cfg.RequiredRSA {
+		return &fault.Error{
+			Kind: fault.HostKeyChanged, Message: fmt.Sprintf("The RSA host key of %s has %d bits, RequiredRSASize asks for %d", k.name, bits, k.cfg.RequiredRSA),
+			Hint: "Give the host a longer key, or lower RequiredRSASize.",
+		}
 	}
 	differs, found := k.look(k.name, key)
 	if found {
@@ -137,11 +145,10 @@ func (k *hostKeys) look(name string, key ssh.PublicKey) (differs *knownLine, fou
 // checkCertificate accepts a certificate of a known authority. done is false when none vouches for it: the key in it then
 // counts as a plain one.
 func (k *hostKeys) checkCertificate(cert *ssh.Certificate) (done bool, err error) {
-	if where := k.isRevoked(cert.SignatureKey); where != "" {
-		return true, k.revokedFault(cert.SignatureKey, where)
-	}
-	if where := k.isRevoked(cert.Key); where != "" {
-		return true, k.revokedFault(cert.Key, where)
+	for _, key := range []ssh.PublicKey{cert.SignatureKey, cert.Key} {
+		if revoked, err := k.checkRevoked(key); revoked {
+			return true, err
+		}
 	}
 	at := slices.IndexFunc(k.lines, func(l knownLine) bool {
 		known := l.public()
@@ -154,9 +161,12 @@ func (k *hostKeys) checkCertificate(cert *ssh.Certificate) (done bool, err error
 	if name == "" {
 		name = strings.ToLower(k.cfg.HostName)
 	}
-	if cert.CertType != ssh.HostCert {
-		err = fmt.Errorf("it is no host certificate")
-	} else {
+	switch {
+	case cert.CertType != ssh.HostCert:
+		err = errors.New("it is no host certificate")
+	case k.cfg.CASignatures != nil && !slices.Contains(k.cfg.CASignatures, cert.Signature.Format):
+		err = fmt.Errorf("its signature %s is not among CASignatureAlgorithms", cert.Signature.Format)
+	default:
 		err = (&ssh.CertChecker{}).CheckCert(name, cert)
 	}
 	if err != nil {
@@ -168,30 +178,63 @@ func (k *hostKeys) checkCertificate(cert *ssh.Certificate) (done bool, err error
 	return true, nil
 }
 
-// isRevoked says where key is revoked, empty if it is not.
-func (k *hostKeys) isRevoked(key ssh.PublicKey) string {
+// checkRevoked judges a key that is revoked, and reports whether it is. As with ssh, RevokedHostKeys is final, and a @revoked line is
+// let through when host key checking is off.
+func (k *hostKeys) checkRevoked(key ssh.PublicKey) (revoked bool, err error) {
+	if k.revoked != "" && k.inRevokedFile(key) {
+		return true, k.revokedFault(key, k.revoked)
+	}
 	for _, line := range k.lines {
-		if known := line.public(); line.marker == markRevoked && known != nil && equalKeys(known, key) {
-			return line.where()
+		if known := line.public(); line.marker != markRevoked || known == nil || !equalKeys(known, key) {
+			continue
 		}
+		if k.cfg.StrictHostKeys != "no" {
+			return true, k.revokedFault(key, line.where())
+		}
+		k.warn("the host key of %s is revoked by %s; host key checking is off, so only passwords and agent forwarding are refused", k.name, line.where())
+		k.distrusts()
+		return true, nil
 	}
-	if k.revoked == "" {
-		return ""
+	return false, nil
+}
+
+// inRevokedFile reports whether RevokedHostKeys has key. A file that cannot be read counts as having every key.
+func (k *hostKeys) inRevokedFile(key ssh.PublicKey) bool {
+	rest, err := os.ReadFile(k.revoked)
+	if err != nil {
+		return true
 	}
-	data, err := os.ReadFile(k.revoked)
-	if err != nil || bytes.HasPrefix(data, []byte("SSHKRL\n\x00")) {
-		return k.revoked + " (which cannot be read here, so every key counts as revoked)"
-	}
-	for rest := data; len(rest) > 0; {
+	for len(rest) > 0 {
 		var known ssh.PublicKey
 		if known, _, _, rest, err = ssh.ParseAuthorizedKey(rest); err != nil {
-			return ""
+			return false
 		}
 		if equalKeys(known, key) {
-			return k.revoked
+			return true
 		}
 	}
-	return ""
+	return false
+}
+
+func (k *hostKeys) distrusts() {
+	if k.distrust != nil {
+		k.distrust()
+	}
+}
+
+// krlMagic begins a key revocation list (PROTOCOL.krl of OpenSSH).
+const krlMagic = "SSHKRL\n\x00"
+
+// isKRL reports whether a file is a key revocation list, which is read by OpenSSH alone.
+func isKRL(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	head := make([]byte, len(krlMagic))
+	_, err = io.ReadFull(f, head)
+	return err == nil && string(head) == krlMagic
 }
 
 func (k *hostKeys) revokedFault(key ssh.PublicKey, where string) error {
@@ -204,11 +247,9 @@ func (k *hostKeys) revokedFault(key ssh.PublicKey, where string) error {
 
 func (k *hostKeys) changed(key ssh.PublicKey, known knownLine) error {
 	if k.cfg.StrictHostKeys == "no" {
-		k.log.Warn("host key has changed; host key checking is off, so only passwords and agent forwarding are refused",
-			"host", k.name, "fingerprint", ssh.FingerprintSHA256(key), "known", known.where())
-		if k.distrust != nil {
-			k.distrust()
-		}
+		k.warn("the host key of %s has changed to %s, %s has another; host key checking is off, so only passwords and agent forwarding are refused",
+			k.name, ssh.FingerprintSHA256(key), known.where())
+		k.distrusts()
 		return nil
 	}
 	return &fault.Error{
@@ -217,6 +258,10 @@ func (k *hostKeys) changed(key ssh.PublicKey, known knownLine) error {
 			ssh.FingerprintSHA256(key), known.where()),
 		Hint: fmt.Sprintf("Someone may be eavesdropping, or the host was reinstalled. If that is so: ssh-keygen -f '%s' -R '%s'.", known.file, k.name),
 	}
+}
+
+func (k *hostKeys) warn(format string, args ...any) {
+	k.notes = append(k.notes, mux.Note{Level: mux.Warning, Text: fmt.Sprintf(format, args...)})
 }
 
 func (k *hostKeys) unknown(key ssh.PublicKey) error {
@@ -229,7 +274,7 @@ func (k *hostKeys) unknown(key ssh.PublicKey) error {
 			return nil
 		}
 		if err := appendKnownHost(first, k.name, k.cfg.HashKnownHosts, key); err != nil {
-			k.log.Warn("host key not remembered", "host", k.name, "error", err)
+			k.warn("the host key of %s could not be remembered: %s", k.name, plainFileError(err))
 		}
 		return nil
 	}
@@ -253,6 +298,16 @@ func keyName(key ssh.PublicKey) string {
 	}
 	name, _, _ = strings.Cut(name, "@")
 	return strings.ToUpper(name)
+}
+
+// rsaBits is the size of an RSA key, 0 for others.
+func rsaBits(key ssh.PublicKey) int {
+	if holder, ok := key.(ssh.CryptoPublicKey); ok {
+		if public, ok := holder.CryptoPublicKey().(*rsa.PublicKey); ok {
+			return public.N.BitLen()
+		}
+	}
+	return 0
 }
 
 func isLoopback(a net.Addr) bool {

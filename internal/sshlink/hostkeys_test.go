@@ -19,7 +19,10 @@ import (
 
 // TestHostKeysAgainstSSHD judges a real server by known_hosts files of all kinds. The text of a case may use {name}, the
 // server's name there; {key}, {rsa}, {other}: key type and key; {ca}: the authority.
-func TestHostKeysAgainstSSHD(t *testing.T) {
+func TestHostKeysAgainstSSHD(t *testing.T) { bothWays(t, testHostKeysAgainstSSHD) }
+
+func testHostKeysAgainstSSHD(t *testing.T, way string) {
+	t.Helper()
 	a := startAccount(t, "")
 	other := sshtest.Signer(t, sshtest.NewKey(t, "ed25519")).PublicKey()
 	name := fmt.Sprintf("[%s]:%d", a.Host, a.Port)
@@ -54,7 +57,7 @@ func TestHostKeysAgainstSSHD(t *testing.T) {
 		"changed, off":   {known: "{name} {other}", off: true},
 		"other type":     {known: "{name} {rsa}", want: fault.HostKeyChanged},
 		"revoked":        {known: "{name} {key}\n@revoked {name} {key}", want: fault.HostKeyChanged, says: []string{"revoked", ":2"}},
-		"revoked, off":   {known: "@revoked * {key}", off: true, want: fault.HostKeyChanged},
+		"revoked, off":   {known: "@revoked * {key}", off: true},
 		"revoked else":   {known: "{name} {key}\n@revoked h9 {key}"},
 		"ca only":        {known: "@cert-authority * {other}", want: fault.HostKeyUnknown},
 		"alias":          {known: "web {key}", config: "HostKeyAlias web"},
@@ -67,6 +70,7 @@ func TestHostKeysAgainstSSHD(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "known_hosts")
 			sshtest.WriteFile(t, file, fill(c.known))
 			h := *a.hop
+			h.Transport = way
 			h.HostKeyChecking = !c.off
 			h.Args = a.args(t, "UserKnownHostsFile "+file+"\n"+c.config)
 			link, err := New(Options{}).Dial(t.Context(), &h, a.run)
@@ -79,6 +83,9 @@ func TestHostKeysAgainstSSHD(t *testing.T) {
 			if c.want != 0 {
 				f := typed(t, err, c.want)
 				for _, word := range c.says {
+					if way == openssh {
+						break // the words are ssh's own
+					}
 					if !strings.Contains(f.Message+" "+f.Hint, fill(word)) {
 						t.Errorf("%q, hint %q: does not say %q", f.Message, f.Hint, fill(word))
 					}
@@ -87,6 +94,9 @@ func TestHostKeysAgainstSSHD(t *testing.T) {
 			text, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if way == openssh { // releases differ in whether they finish somebody's last line
+				c.after = strings.TrimPrefix(c.after, "\n")
 			}
 			if want := fill(c.after); c.after != "" && !strings.HasSuffix(string(text), want) {
 				t.Errorf("known_hosts is %q, want %q at its end", text, want)
@@ -103,13 +113,19 @@ func knownHash(name string, salt []byte) string {
 }
 
 // TestHashedNameIsSSHs: what accept-new writes with HashKnownHosts is found by ssh-keygen -F and by us.
-func TestHashedNameIsSSHs(t *testing.T) {
+func TestHashedNameIsSSHs(t *testing.T) { bothWays(t, testHashedNameIsSSHs) }
+
+func testHashedNameIsSSHs(t *testing.T, way string) {
+	t.Helper()
 	a := startAccount(t, "")
 	keygen := a.program(t, "ssh-keygen")
-	file := filepath.Join(t.TempDir(), "d", "known_hosts")
+	file := filepath.Join(t.TempDir(), "known_hosts")
+	if way == native { // which makes the folder, too
+		file = filepath.Join(t.TempDir(), "d", "known_hosts")
+	}
 	a.hop.Args = a.args(t, "HashKnownHosts yes\nStrictHostKeyChecking accept-new\nUserKnownHostsFile "+file)
 	for range 2 {
-		_ = a.dial(t).Close()
+		_ = a.dial(t, way).Close()
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -122,7 +138,10 @@ func TestHashedNameIsSSHs(t *testing.T) {
 }
 
 // TestHostCertificates: a server that shows a certificate of a known authority, good and bad.
-func TestHostCertificates(t *testing.T) {
+func TestHostCertificates(t *testing.T) { bothWays(t, testHostCertificates) }
+
+func testHostCertificates(t *testing.T, way string) {
+	t.Helper()
 	authority := sshtest.Signer(t, sshtest.NewKey(t, "ed25519"))
 	tomorrow := time.Now().Add(24 * time.Hour)
 	for name, c := range map[string]struct {
@@ -148,6 +167,7 @@ func TestHostCertificates(t *testing.T) {
 			line := func(key ssh.PublicKey) string { return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))) }
 			sshtest.WriteFile(t, file, strings.NewReplacer("{ca}", line(authority.PublicKey()), "{key}", line(host.PublicKey())).Replace(c.known))
 			a.hop.Args = a.args(t, "UserKnownHostsFile "+file)
+			a.hop.Transport = way
 			link, err := New(Options{}).Dial(t.Context(), a.hop, a.run)
 			if c.want != 0 {
 				failsAs(t, err, c.want)
@@ -162,7 +182,10 @@ func TestHostCertificates(t *testing.T) {
 }
 
 // TestKnownKeyIsAskedFor: of a server's several keys, the one that is known is asked for, whatever its type.
-func TestKnownKeyIsAskedFor(t *testing.T) {
+func TestKnownKeyIsAskedFor(t *testing.T) { bothWays(t, testKnownKeyIsAskedFor) }
+
+func testKnownKeyIsAskedFor(t *testing.T, way string) {
+	t.Helper()
 	user := filepath.Join(t.TempDir(), "id")
 	signer := sshtest.WriteKey(t, user, "ed25519", "")
 	s := sshtest.StartSSHD(t, sshtest.Options{HostKeys: []string{"ed25519", "ecdsa", "rsa"}, Authorized: []ssh.PublicKey{signer.PublicKey()}})
@@ -171,7 +194,7 @@ func TestKnownKeyIsAskedFor(t *testing.T) {
 			a := &account{SSHD: s}
 			file := filepath.Join(t.TempDir(), "known_hosts")
 			sshtest.WriteFile(t, file, fmt.Sprintf("[%s]:%d %s", s.Host, s.Port, ssh.MarshalAuthorizedKey(key.PublicKey())))
-			h := &hop.SSH{Host: s.Host, Port: s.Port, User: s.User, PrivateKeyFile: user, HostKeyChecking: true, TimeoutSeconds: 60}
+			h := &hop.SSH{Host: s.Host, Port: s.Port, User: s.User, PrivateKeyFile: user, HostKeyChecking: true, TimeoutSeconds: 60, Transport: way}
 			h.Args = a.args(t, "UserKnownHostsFile "+file)
 			link, err := New(Options{}).Dial(t.Context(), h, a.run)
 			if err != nil {

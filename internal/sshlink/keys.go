@@ -16,7 +16,6 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 
-	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 )
 
@@ -49,9 +48,10 @@ func (k *key) String() string {
 
 // keyring is what can be offered, in OpenSSH's order, and why some keys cannot.
 type keyring struct {
-	keys    []*key
-	skipped []string
-	agent   net.Conn
+	keys     []*key
+	skipped  []string
+	hardware []string // files whose private part is in a security key, and in no agent
+	agent    net.Conn
 }
 
 func (r *keyring) close() {
@@ -168,7 +168,11 @@ func (r *keyring) order(c *config, p *place, identities []*identity, held []ssh.
 		switch {
 		case id.signer != nil:
 			r.add(c, id.signer, id.path)
-		case !slices.ContainsFunc(held, func(s ssh.Signer) bool { return equalKeys(s.PublicKey(), id.public) }):
+		case slices.ContainsFunc(held, func(s ssh.Signer) bool { return equalKeys(s.PublicKey(), id.public) }):
+		case strings.HasPrefix(id.public.Type(), "sk-"):
+			r.hardware = append(r.hardware, id.path)
+			r.skip("%s: its private key is in a security key", id.path)
+		default:
 			r.skip("%s: the agent does not hold it and its private key is not readable without a passphrase", id.path)
 		}
 	}
@@ -180,10 +184,7 @@ func (r *keyring) loadIdentity(c *config, p *place, h *hop.SSH, file string) (*i
 	if file == givenKey {
 		signer, err := parseKey(h.PrivateKey.Reveal(), h.PrivateKeyPassphrase)
 		if err != nil {
-			return nil, &fault.Error{
-				Kind: fault.AuthFailed, Message: "Cannot use the private key given by ansible_private_key", Cause: withoutData(err),
-				Hint: "Check ansible_private_key and ansible_private_key_passphrase.",
-			}
+			return nil, badGivenKey(err)
 		}
 		return &identity{path: "ansible_private_key", public: signer.PublicKey(), signer: signer}, nil
 	}

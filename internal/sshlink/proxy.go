@@ -30,10 +30,14 @@ func (a *attempt) jump(ctx context.Context) (net.Conn, error) {
 				_ = last.Close()
 			}
 			if f, ok := errors.AsType[*fault.Error](err); ok {
-				return nil, &fault.Error{
+				at := &fault.Error{
 					Kind: f.Kind, Message: fmt.Sprintf("ProxyJump %s of %s: %s", spec, a.cfg.Host, f.Message), Hint: f.Hint,
 					Stderr: f.Stderr, Cause: f.Cause,
 				}
+				if r, refused := errors.AsType[*refusal](err); refused {
+					return nil, &refusal{fault: at, left: r.left}
+				}
+				return nil, at
 			}
 			return nil, err
 		}

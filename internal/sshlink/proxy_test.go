@@ -43,15 +43,18 @@ func startSite(t *testing.T, n int) *site {
 	return s
 }
 
-func (s *site) dial(ctx context.Context, t *testing.T, host, first string) (mux.Transport, error) {
+func (s *site) dial(ctx context.Context, t *testing.T, way, host, first string) (mux.Transport, error) {
 	t.Helper()
 	sshtest.WriteFile(t, s.file, first+"\n"+s.config)
-	h := &hop.SSH{Host: host, HostKeyChecking: true, TimeoutSeconds: 60, Args: []string{"-F", s.file}}
+	h := &hop.SSH{Host: host, HostKeyChecking: true, TimeoutSeconds: 60, Args: []string{"-F", s.file}, Transport: way}
 	return New(Options{}).Dial(ctx, h, s.run)
 }
 
 // TestProxyJump goes through chains of up to three hosts, and leaves no connection behind.
-func TestProxyJump(t *testing.T) {
+func TestProxyJump(t *testing.T) { bothWays(t, testProxyJump) }
+
+func testProxyJump(t *testing.T, way string) {
+	t.Helper()
 	s := startSite(t, 4)
 	for _, c := range []struct{ name, config string }{
 		{"one", "Host s3\n ProxyJump s0"},
@@ -60,7 +63,7 @@ func TestProxyJump(t *testing.T) {
 		{"user and port", fmt.Sprintf("Host s3\n ProxyJump %s@s0:%d", s.servers[0].User, s.servers[0].Port)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			link, err := s.dial(t.Context(), t, "s3", c.config)
+			link, err := s.dial(t.Context(), t, way, "s3", c.config)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -77,12 +80,12 @@ func TestProxyJump(t *testing.T) {
 
 func TestProxyJumpFailures(t *testing.T) {
 	s := startSite(t, 2)
-	_, err := s.dial(t.Context(), t, "s1", "Host s1\n ProxyJump gone\nHost gone\n HostName 127.0.0.1\n Port 1")
+	_, err := s.dial(t.Context(), t, native, "s1", "Host s1\n ProxyJump gone\nHost gone\n HostName 127.0.0.1\n Port 1")
 	f := typed(t, err, fault.Unreachable)
 	if want := "ProxyJump gone of s1: ssh: connect to host 127.0.0.1 port 1: Connection refused"; f.Message != want {
 		t.Errorf("got %q, want %q", f.Message, want)
 	}
-	_, err = s.dial(t.Context(), t, "s9", "Host s9\n HostName 127.0.0.1\n Port 1\n ProxyJump s0")
+	_, err = s.dial(t.Context(), t, native, "s9", "Host s9\n HostName 127.0.0.1\n Port 1\n ProxyJump s0")
 	f = typed(t, err, fault.Unreachable)
 	if want := "ssh: connect to host 127.0.0.1 port 1: "; !strings.HasPrefix(f.Message, want) {
 		t.Errorf("got %q, want %q", f.Message, want)
@@ -93,10 +96,13 @@ func TestProxyJumpFailures(t *testing.T) {
 }
 
 // TestProxyCommand uses OpenSSH itself as the proxy.
-func TestProxyCommand(t *testing.T) {
+func TestProxyCommand(t *testing.T) { bothWays(t, testProxyCommand) }
+
+func testProxyCommand(t *testing.T, way string) {
+	t.Helper()
 	s := startSite(t, 2)
 	(&account{}).program(t, "ssh")
-	link, err := s.dial(t.Context(), t, "s1", "Host s1\n ProxyCommand ssh -F "+s.file+" -W %h:%p s0")
+	link, err := s.dial(t.Context(), t, way, "s1", "Host s1\n ProxyCommand ssh -F "+s.file+" -W %h:%p s0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +121,7 @@ func TestProxyCommandFailures(t *testing.T) {
 		"says rather": {"echo hello", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := s.dial(t.Context(), t, "s0", "Host s0\n ProxyCommand "+c.command)
+			_, err := s.dial(t.Context(), t, native, "s0", "Host s0\n ProxyCommand "+c.command)
 			f := typed(t, err, fault.Unreachable)
 			if !strings.Contains(f.Stderr, c.stderr) || !strings.Contains(f.Message, "ProxyCommand") {
 				t.Errorf("%q, stderr %q", f.Message, f.Stderr)
@@ -131,7 +137,7 @@ func TestProxyCommandEnds(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := s.dial(ctx, t, "s0", "Host s0\n ProxyCommand sh -c 'trap \"\" HUP; sleep 100 & echo $$! >"+pid+".new; mv "+pid+".new "+pid+"; wait'")
+		_, err := s.dial(ctx, t, native, "s0", "Host s0\n ProxyCommand sh -c 'trap \"\" HUP; sleep 100 & echo $$! >"+pid+".new; mv "+pid+".new "+pid+"; wait'")
 		ended <- err
 	}()
 	waitFor(t, func() bool { _, err := os.Stat(pid); return err == nil })

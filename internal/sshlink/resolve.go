@@ -46,10 +46,10 @@ func newResolver() *resolver {
 // resolve returns what ssh would do for h. The result is shared: nobody changes it.
 func (r *resolver) resolve(ctx context.Context, h *hop.SSH, p *place) (*config, error) {
 	users := slices.Concat(h.Args, h.LateArgs)
-	args, configFile := arguments(h), configFileOf(users)
+	args, configFile := controlled(h, arguments(h, givenKey)), configFileOf(users)
 	files := configFiles(p, configFile)
 	stamp, volatile := stampOf(files)
-	if stamp == "" && onlyMoot(users) {
+	if stamp == "" && onlyMoot(users) && h.ControlPath == "" {
 		return plainConfig(h, p), nil
 	}
 	c, err := r.ask(ctx, p, h.Executable, args, h.Host, stamp, volatile)
@@ -172,8 +172,9 @@ func firstLine(s string) string {
 	return line
 }
 
-// arguments are those that Ansible's ssh plugin would pass before the host, in its order, without those about multiplexing.
-func arguments(h *hop.SSH) []string {
+// arguments are those that Ansible's ssh plugin would pass before the host, in its order, without those about multiplexing. key is
+// the file of a key that was given as content.
+func arguments(h *hop.SSH, key string) []string {
 	args := slices.Clone(h.Args)
 	option := func(s string) { args = append(args, "-o", s) }
 	if !h.HostKeyChecking {
@@ -185,7 +186,7 @@ func arguments(h *hop.SSH) []string {
 	switch {
 	case !h.PrivateKey.IsZero():
 		option("IdentitiesOnly=yes")
-		option(`IdentityFile="` + givenKey + `"`)
+		option(`IdentityFile="` + key + `"`)
 	case h.PrivateKeyFile != "":
 		option(`IdentityFile="` + h.PrivateKeyFile + `"`)
 	}
@@ -201,6 +202,17 @@ func arguments(h *hop.SSH) []string {
 		option("ConnectTimeout=" + strconv.Itoa(int(h.TimeoutSeconds)))
 	}
 	return append(args, h.LateArgs...)
+}
+
+// controlled adds Ansible's own ControlPath option, if the user has set one, as its plugin does: ssh -G then says whether a control
+// connection of the user's may be there.
+func controlled(h *hop.SSH, args []string) []string {
+	if h.ControlPath == "" || namesControlPath(h) || !slices.ContainsFunc(args, func(arg string) bool {
+		return strings.Contains(strings.ToLower(arg), "controlpersist")
+	}) {
+		return args
+	}
+	return append(slices.Clip(args), "-o", `ControlPath="`+h.ControlPath+`"`)
 }
 
 // withoutPassword are the methods that Ansible lets ssh try when there is no password.
@@ -253,7 +265,7 @@ func onlyMoot(args []string) bool {
 		name, _, _ := strings.Cut(strings.TrimSpace(option), "=")
 		name, _, _ = strings.Cut(name, " ")
 		switch strings.ToLower(name) {
-		case "controlmaster", "controlpersist", "controlpath", "compression":
+		case "controlmaster", "controlpersist", "compression":
 		default:
 			return false
 		}

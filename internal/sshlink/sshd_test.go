@@ -52,8 +52,17 @@ func (a *account) args(t *testing.T, text string) []string {
 	return []string{"-F", file}
 }
 
-func (a *account) dial(t *testing.T) mux.Transport {
+// bothWays runs a test with the built-in client and with the user's ssh: what they do is one.
+func bothWays(t *testing.T, test func(t *testing.T, way string)) {
 	t.Helper()
+	for _, way := range []string{native, openssh} {
+		t.Run(way, func(t *testing.T) { test(t, way) })
+	}
+}
+
+func (a *account) dial(t *testing.T, way string) mux.Transport {
+	t.Helper()
+	a.hop.Transport = way
 	link, err := New(Options{}).Dial(t.Context(), a.hop, a.run)
 	if err != nil {
 		t.Fatal(err)
@@ -106,17 +115,22 @@ func output(t *testing.T, link mux.Transport, cmd, stdin string, o mux.ExecOptio
 	return result{code, string(stdout), stderr.String()}
 }
 
-func TestExec(t *testing.T) {
-	link := startAccount(t, "").dial(t)
+func TestExec(t *testing.T) { bothWays(t, testExec) }
+
+func testExec(t *testing.T, way string) {
+	t.Helper()
+	a := startAccount(t, "")
+	link := a.dial(t, way)
 	for name, c := range map[string]struct {
 		cmd, stdin string
 		tty        bool
 		want       result
+		outside    int // the code that ssh gives instead
 	}{
 		"output":    {cmd: "echo out; echo err >&2", want: result{0, "out\n", "err\n"}},
 		"code":      {cmd: "exit 3", want: result{code: 3}},
-		"signal":    {cmd: "kill -TERM $$", want: result{code: 143}},
-		"kill":      {cmd: "kill -KILL $$", want: result{code: 137}},
+		"signal":    {cmd: "kill -TERM $$", want: result{code: 143}, outside: 255},
+		"kill":      {cmd: "kill -KILL $$", want: result{code: 137}, outside: 255},
 		"stdin":     {cmd: "cat", stdin: "in\n", want: result{0, "in\n", ""}},
 		"no tty":    {cmd: "tty", want: result{1, "not a tty\n", ""}},
 		"tty":       {cmd: "test -t 0 && test -t 1 && stty size; env | grep -c ^TERM= || true", tty: true, want: result{0, "0 0\r\n0\r\n", ""}},
@@ -124,6 +138,9 @@ func TestExec(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := output(t, link, c.cmd, c.stdin, mux.ExecOptions{TTY: c.tty})
+			if c.outside != 0 && way == openssh { // which does not tell a signal
+				c.want.code = c.outside
+			}
 			if got != c.want {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
@@ -177,11 +194,14 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 // TestMuchOutput sends 100 MB both ways at once, on two channels.
-func TestMuchOutput(t *testing.T) {
+func TestMuchOutput(t *testing.T) { bothWays(t, testMuchOutput) }
+
+func testMuchOutput(t *testing.T, way string) {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("moves 400 MB")
 	}
-	link := startAccount(t, "").dial(t)
+	link := startAccount(t, "").dial(t, way)
 	const size = 100 << 20
 	failed := make(chan error, 2)
 	for range 2 {
@@ -220,9 +240,12 @@ func TestMuchOutput(t *testing.T) {
 }
 
 // TestServerDies: a real server that is killed is noticed by all who wait.
-func TestServerDies(t *testing.T) {
+func TestServerDies(t *testing.T) { bothWays(t, testServerDies) }
+
+func testServerDies(t *testing.T, way string) {
+	t.Helper()
 	a := startAccount(t, "")
-	link := a.dial(t)
+	link := a.dial(t, way)
 	p, err := link.Exec(t.Context(), []byte("echo ready; cat"), mux.ExecOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -237,15 +260,21 @@ func TestServerDies(t *testing.T) {
 	_ = p.Close()
 }
 
-func TestForcedCommand(t *testing.T) {
-	link := startAccount(t, "ForceCommand echo forced: $SSH_ORIGINAL_COMMAND").dial(t)
+func TestForcedCommand(t *testing.T) { bothWays(t, testForcedCommand) }
+
+func testForcedCommand(t *testing.T, way string) {
+	t.Helper()
+	link := startAccount(t, "ForceCommand echo forced: $SSH_ORIGINAL_COMMAND").dial(t, way)
 	if got := output(t, link, "true", "", mux.ExecOptions{}); got.stdout != "forced: true\n" {
 		t.Errorf("got %+v", got)
 	}
 }
 
-func TestRealMaxSessions(t *testing.T) {
-	link := startAccount(t, "MaxSessions 2").dial(t)
+func TestRealMaxSessions(t *testing.T) { bothWays(t, testRealMaxSessions) }
+
+func testRealMaxSessions(t *testing.T, way string) {
+	t.Helper()
+	link := startAccount(t, "MaxSessions 2").dial(t, way)
 	var all sync.WaitGroup
 	for range 6 {
 		all.Go(func() {

@@ -25,6 +25,7 @@ type transport struct {
 	cfg   *config
 	place *place
 	name  string
+	notes []mux.Note
 	below *transport // the jump host's connection that this one runs through; closed after it
 
 	forwardsAgent bool
@@ -76,6 +77,9 @@ func (t *transport) Err() error {
 	defer t.mu.Unlock()
 	return t.err
 }
+
+// Notes implements mux.Transport.
+func (t *transport) Notes() []mux.Note { return t.notes }
 
 // Close implements mux.Transport.
 func (t *transport) Close() error {

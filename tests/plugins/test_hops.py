@@ -33,6 +33,12 @@ def make(name: str, variables: dict[str, t.Any], task: dict[str, t.Any] | None =
     return made
 
 
+@pytest.mark.parametrize(('value', 'sent'), [(None, ''), ('auto', ''), ('native', 'native'), ('openssh', 'openssh')])
+def test_transport(substituted: None, value: str | None, sent: str) -> None:
+    variables = {'inventory_hostname': 'h1'} if value is None else {'inventory_hostname': 'h1', 'mitogen_ssh_transport': value}
+    assert hops.ssh(make('ssh', variables)).ssh.transport == sent
+
+
 SSH_CASES: dict[str, dict[str, t.Any]] = {
     'nothing': {'inventory_hostname': 'h1'},
     'all': {

@@ -33,7 +33,7 @@ class Hop(_message.Message):
     def __init__(self, ssh: _Optional[_Union[SshHop, _Mapping]] = ..., local: _Optional[_Union[LocalHop, _Mapping]] = ..., become: _Optional[_Union[BecomeHop, _Mapping]] = ..., interpreter: _Optional[str] = ...) -> None: ...
 
 class SshHop(_message.Message):
-    __slots__ = ("host", "port", "user", "password", "private_key_file", "private_key", "private_key_passphrase", "host_key_checking", "args", "ssh_executable", "pkcs11_provider", "control_path", "timeout_seconds", "reconnection_retries", "verbosity", "password_mechanism", "late_args")
+    __slots__ = ("host", "port", "user", "password", "private_key_file", "private_key", "private_key_passphrase", "host_key_checking", "args", "ssh_executable", "pkcs11_provider", "control_path", "timeout_seconds", "reconnection_retries", "verbosity", "password_mechanism", "late_args", "transport")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class SshHop(_message.Message):
     VERBOSITY_FIELD_NUMBER: _ClassVar[int]
     PASSWORD_MECHANISM_FIELD_NUMBER: _ClassVar[int]
     LATE_ARGS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     user: str
@@ -68,7 +69,8 @@ class SshHop(_message.Message):
     verbosity: int
     password_mechanism: str
     late_args: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., user: _Optional[str] = ..., password: _Optional[_Union[Secret, _Mapping]] = ..., private_key_file: _Optional[str] = ..., private_key: _Optional[_Union[Secret, _Mapping]] = ..., private_key_passphrase: _Optional[_Union[Secret, _Mapping]] = ..., host_key_checking: bool = ..., args: _Optional[_Iterable[str]] = ..., ssh_executable: _Optional[str] = ..., pkcs11_provider: _Optional[str] = ..., control_path: _Optional[str] = ..., timeout_seconds: _Optional[int] = ..., reconnection_retries: _Optional[int] = ..., verbosity: _Optional[int] = ..., password_mechanism: _Optional[str] = ..., late_args: _Optional[_Iterable[str]] = ...) -> None: ...
+    transport: str
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., user: _Optional[str] = ..., password: _Optional[_Union[Secret, _Mapping]] = ..., private_key_file: _Optional[str] = ..., private_key: _Optional[_Union[Secret, _Mapping]] = ..., private_key_passphrase: _Optional[_Union[Secret, _Mapping]] = ..., host_key_checking: bool = ..., args: _Optional[_Iterable[str]] = ..., ssh_executable: _Optional[str] = ..., pkcs11_provider: _Optional[str] = ..., control_path: _Optional[str] = ..., timeout_seconds: _Optional[int] = ..., reconnection_retries: _Optional[int] = ..., verbosity: _Optional[int] = ..., password_mechanism: _Optional[str] = ..., late_args: _Optional[_Iterable[str]] = ..., transport: _Optional[str] = ...) -> None: ...
 
 class LocalHop(_message.Message):
     __slots__ = ()

@@ -245,7 +245,9 @@ type SshHop struct {
 	Verbosity           uint32   `protobuf:"varint,15,opt,name=verbosity,proto3" json:"verbosity,omitempty"`
 	PasswordMechanism   string   `protobuf:"bytes,16,opt,name=password_mechanism,json=passwordMechanism,proto3" json:"password_mechanism,omitempty"`
 	// ssh_common_args and ssh_extra_args: they stand behind it, and ssh takes the first of two values.
-	LateArgs      []string `protobuf:"bytes,17,rep,name=late_args,json=lateArgs,proto3" json:"late_args,omitempty"`
+	LateArgs []string `protobuf:"bytes,17,rep,name=late_args,json=lateArgs,proto3" json:"late_args,omitempty"`
+	// mitogen_ssh_transport: "native" is the daemon's own client, "openssh" the user's program; empty: whichever can do it.
+	Transport     string `protobuf:"bytes,18,opt,name=transport,proto3" json:"transport,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -397,6 +399,13 @@ func (x *SshHop) GetLateArgs() []string {
 		return x.LateArgs
 	}
 	return nil
+}
+
+func (x *SshHop) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
 }
 
 // LocalHop is the controller's own account. Such a node belongs to one run: its agent is a child of the run's process that
@@ -607,7 +616,7 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\x05local\x18\x02 \x01(\v2\x18.mitogen_mux.v1.LocalHopB\x04\x88\xb5\x18\x01H\x00R\x05local\x129\n" +
 	"\x06become\x18\x03 \x01(\v2\x19.mitogen_mux.v1.BecomeHopB\x04\x88\xb5\x18\x01H\x00R\x06become\x12&\n" +
 	"\vinterpreter\x18\x0f \x01(\tB\x04\x88\xb5\x18\x01R\vinterpreterB\b\n" +
-	"\x06method\"\xf0\x05\n" +
+	"\x06method\"\x94\x06\n" +
 	"\x06SshHop\x12\x18\n" +
 	"\x04host\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01R\x04host\x12\x18\n" +
 	"\x04port\x18\x02 \x01(\rB\x04\x88\xb5\x18\x01R\x04port\x12\x18\n" +
@@ -627,7 +636,8 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\x14reconnection_retries\x18\x0e \x01(\rR\x13reconnectionRetries\x12\x1c\n" +
 	"\tverbosity\x18\x0f \x01(\rR\tverbosity\x12-\n" +
 	"\x12password_mechanism\x18\x10 \x01(\tR\x11passwordMechanism\x12!\n" +
-	"\tlate_args\x18\x11 \x03(\tB\x04\x88\xb5\x18\x01R\blateArgs\"\n" +
+	"\tlate_args\x18\x11 \x03(\tB\x04\x88\xb5\x18\x01R\blateArgs\x12\"\n" +
+	"\ttransport\x18\x12 \x01(\tB\x04\x88\xb5\x18\x01R\ttransport\"\n" +
 	"\n" +
 	"\bLocalHop\"\x9b\x03\n" +
 	"\tBecomeHop\x12\x1c\n" +
