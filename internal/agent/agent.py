@@ -5,7 +5,7 @@ it: run this module, run this command, take or give this file. Every job is a fo
 job does to the interpreter outlives it. The agent knows no address and opens no connection; it answers, and ends with its link.
 
 Python 2.7 and 3.6 or newer, standard library only, one thread: Agent.run below is its one loop. What is sent is one text, these
-sections in this order: agent_frames.py, agent_payload.py, agent_child.py, agent_streams.py, agent_jobs.py, agent.py. They are apart
+sections in this order: agent_frames.py, agent_payload.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_jobs.py, agent.py. They are apart
 for the reader only, share their names, and each can be read knowing those before it. Stage 1 executes the text with SOURCE (its
 compressed bytes) and NAME (whose it is, for people who look at the process).
 """
@@ -55,6 +55,7 @@ class Agent(object):
         self.importer = Importer(self.blobs)
         self.preloaded = {}     # module name: its entry in Payload.names
         self.tried = set()      # names that were to be preloaded
+        self.surroundings = None    # of agents that have not inherited theirs
         self.resolver = None    # res_init, if it has to be called
         self.packages = package_folders()   # as this interpreter found them when it started
         self.streams = {}
@@ -126,6 +127,8 @@ class Agent(object):
         self.watch(self.alarm, select.POLLIN, self.signalled)
         sys.path[:] = [p for p in sys.path if p not in ('', '.')]
         sys.path_hooks.insert(0, self.importer.hook)
+        if len(sys.argv) < 3:   # stage1_local.py has more: that one is as its run's process is
+            self.surroundings = Surroundings()
 
     def greet(self, source):
         try:
@@ -292,6 +295,12 @@ class Agent(object):
             os._exit(code)
 
     # -- Payloads.
+
+    def refuse_if_stale(self):
+        """A job that needs a fresh agent does not start."""
+        changed = self.surroundings and self.surroundings.changed()
+        if changed:
+            raise Failure('stale', changed)
 
     def payload(self, digest):
         if digest not in self.payloads:

@@ -120,6 +120,7 @@ class Module(Job):
     report = None
 
     def start(self, record):
+        self.agent.refuse_if_stale()
         self.fields = unpack(record, (1, 2, 3, 5, 7, 8), (4, 6))
         self.params = [self.fields[2]]
         if self.fields[8] == b'1':

@@ -100,7 +100,7 @@ func goldenMessages() []goldenMessage {
 		{"log-vvvv", up, Frame{TypeLog, 0, []byte("\x04forked 4712")}, nil},
 	}
 	for _, f := range []Failure{
-		FailNotFound, FailChanged, FailDigest, FailIO, FailBlobMissing, FailCancelled, FailBadRequest, FailFork,
+		FailNotFound, FailChanged, FailDigest, FailIO, FailBlobMissing, FailCancelled, FailBadRequest, FailFork, FailStale,
 	} {
 		messages = append(messages, goldenMessage{"result-" + string(f), up, Frame{TypeResult, 1, nil}, Result{Failed: true, Failure: f, Text: "so it is"}})
 	}

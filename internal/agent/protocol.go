@@ -184,6 +184,7 @@ const (
 	FailCancelled   Failure = "cancelled"
 	FailBadRequest  Failure = "bad-request"
 	FailFork        Failure = "fork"
+	FailStale       Failure = "stale"
 )
 
 // Result is the last word on a stream.

@@ -333,6 +333,7 @@ var failureKinds = map[Failure]fault.Kind{
 	FailCancelled:   fault.Cancelled,
 	FailBadRequest:  fault.Internal,
 	FailFork:        fault.Internal,
+	FailStale:       fault.Internal,
 }
 
 // Err returns nil for a result that is done, else a *fault.Error of the failure's kind with the agent's words.

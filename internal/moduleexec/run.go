@@ -55,6 +55,9 @@ type Command struct {
 	Body    Body // nil: stdin is at EOF
 }
 
+// ErrStale is what RunModule returns when the agent has outlived its surroundings: nothing was run, and another agent has to be started.
+var ErrStale = errors.New("the agent is stale")
+
 // Result is how a job ended.
 type Result struct {
 	RC    int
@@ -64,7 +67,7 @@ type Result struct {
 // Spans says where the time went: Wire is from the first frame sent to the last received, less the others.
 type Spans struct{ Wire, Fork, Job time.Duration }
 
-// RunModule runs a module. Errors are *fault.Error; a module that ends badly is no error. ctx ends the job: its process group is killed.
+// RunModule runs a module. Errors are *fault.Error, or ErrStale; a module that ends badly is no error. ctx ends the job: its process group is killed.
 func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, error) {
 	if !c.HasAgent() {
 		return Result{}, &fault.Error{
@@ -129,6 +132,9 @@ func finish(parent context.Context, stream *agent.Stream, body Body, out *Output
 	if err != nil {
 		stream.Cancel()
 		return Result{}, typed(ctx, err)
+	}
+	if res.Failed && res.Failure == agent.FailStale {
+		return Result{}, fmt.Errorf("%w: %s has changed", ErrStale, res.Text)
 	}
 	if res.Failed {
 		return Result{}, failure(res)

@@ -110,6 +110,13 @@ func (c *Context) Log(f func(level int, text string)) {
 	}
 }
 
+// Retire makes the context's node Draining, and all below it: who holds them may finish, the next request opens them anew.
+func (c *Context) Retire() {
+	c.tree.mu.Lock()
+	defer c.tree.mu.Unlock()
+	c.tree.drainLocked(c.node)
+}
+
 // Release gives the context back. A second call does nothing.
 func (c *Context) Release() {
 	c.release.Do(func() {

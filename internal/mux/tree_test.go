@@ -172,6 +172,29 @@ func TestResetDrains(t *testing.T) {
 	}
 }
 
+// TestRetire: an agent that is stale stays with those who hold it; the next request has another one, on the same connection.
+func TestRetire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		used := acquire(t, tree, run("r1"), "h1", sudoPath...)
+		stale := acquire(t, tree, run("r1"), "h1", sudoPath...)
+		stale.Retire()
+		stale.Release()
+		wantNames(t, tree, "[ssh h1=ready ssh h1=ready sudo root=draining]")
+		fresh := acquire(t, tree, run("r1"), "h1", sudoPath...)
+		wantNames(t, tree, "[ssh h1=ready ssh h1=ready sudo root=draining sudo root=ready]")
+		if _, err := used.Open(t.Context(), nil); err != nil {
+			t.Errorf("a running request was cut: %v", err)
+		}
+		used.Release()
+		wantNames(t, tree, "[ssh h1=ready ssh h1=ready sudo root=ready]")
+		fresh.Release()
+		if dials, open := w.count("h1"); dials != 1 || open != 1 {
+			t.Errorf("%d dials, %d open", dials, open)
+		}
+	})
+}
+
 func TestResetOfWhatIsBeingDialled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tree, w := newTree(t, Options{})

@@ -96,9 +96,9 @@ type agentNode struct {
 type bareNode struct{ state *nodeState }
 
 type nodeState struct {
-	held  atomic.Int32
-	log   atomic.Pointer[func(level int, text string)]
-	onLog func()
+	held, retired atomic.Int32
+	log           atomic.Pointer[func(level int, text string)]
+	onLog         func()
 }
 
 // say is what the agent logs.
@@ -143,6 +143,7 @@ func (n bareNode) Log(f func(level int, text string)) {
 		n.state.onLog()
 	}
 }
+func (n bareNode) Retire()  { n.state.retired.Add(1) }
 func (n bareNode) Release() { n.state.held.Add(-1) }
 
 func (bareNode) Exec(_ context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error) {

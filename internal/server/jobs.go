@@ -97,18 +97,33 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 	if err := r.pin(); err != nil {
 		return err
 	}
-	node, err := r.server.o.Tree.Acquire(ctx, r.run, r.host, r.path)
-	if err != nil {
+	if err := r.acquire(ctx); err != nil {
 		return err
 	}
-	r.node = node
-	node.Log(r.replies.log)
 	err = r.runSteps(ctx)
 	// The log may explain an error: it goes first.
 	if sendErr := r.replies.send(nil); err == nil {
 		err = sendErr
 	}
 	return err
+}
+
+func (r *request) acquire(ctx context.Context) error {
+	node, err := r.server.o.Tree.Acquire(ctx, r.run, r.host, r.path)
+	if err != nil {
+		return err
+	}
+	r.node = node
+	node.Log(r.replies.log)
+	return nil
+}
+
+// renew leaves the agent, which is stale, to those who have jobs there, and takes a new one.
+func (r *request) renew(ctx context.Context) error {
+	r.node.Retire()
+	r.node.Release()
+	r.node = nil
+	return r.acquire(ctx)
 }
 
 func (r *request) release() {
@@ -164,7 +179,7 @@ func (r *request) runSteps(ctx context.Context) error {
 			if failed == nil {
 				failed = r.at(i, err)
 			}
-			if ctx.Err() != nil || fault.KindOf(err) == fault.AgentDied {
+			if ctx.Err() != nil || fault.KindOf(err) == fault.AgentDied || r.node == nil {
 				return failed
 			}
 			continue
@@ -203,9 +218,7 @@ func (r *request) runStep(ctx context.Context, i uint32, s step) (*muxv1.StepRes
 	case s.module != nil:
 		module := s.module.module
 		module.Payload = r.payloads[i]
-		return r.runJob(i, func(out *moduleexec.Output) (moduleexec.Result, error) {
-			return moduleexec.RunModule(ctx, moduleCaller{r.node}, &module, out)
-		})
+		return r.runModule(ctx, i, &module)
 	case s.command != nil:
 		command := s.command.command
 		if s.command.hasBody {
@@ -218,6 +231,27 @@ func (r *request) runStep(ctx context.Context, i uint32, s step) (*muxv1.StepRes
 		return r.put(ctx, i, s.put)
 	default:
 		return r.get(ctx, i, s.get)
+	}
+}
+
+// maxRenewals is how often in a row an agent may say that it is stale. One that is new is not, unless something changes all the time.
+const maxRenewals = 3
+
+func (r *request) runModule(ctx context.Context, i uint32, m *moduleexec.Module) (*muxv1.StepResult, error) {
+	for renewals := 0; ; renewals++ {
+		result, err := r.runJob(i, func(out *moduleexec.Output) (moduleexec.Result, error) {
+			return moduleexec.RunModule(ctx, moduleCaller{r.node}, m, out)
+		})
+		if !errors.Is(err, moduleexec.ErrStale) {
+			return result, err
+		}
+		r.server.o.Log.Debug("an agent is replaced", "host", r.host, "cause", err)
+		if renewals == maxRenewals {
+			return nil, &fault.Error{Kind: fault.Internal, Message: "the agent does not stay fresh", Cause: err}
+		}
+		if err := r.renew(ctx); err != nil {
+			return nil, err
+		}
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/agent/agenttest"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
 	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
@@ -113,6 +114,48 @@ func TestModule(t *testing.T) {
 	}
 	if node.state.held.Load() != -2 {
 		t.Errorf("the node was given back %d times", -node.state.held.Load())
+	}
+}
+
+// TestStaleAgent: a module that a stale agent refuses is run by the next one, and an agent that is always stale is an error.
+func TestStaleAgent(t *testing.T) {
+	for times, want := range map[int]fault.Kind{1: 0, 3: 0, 4: fault.Internal} {
+		node := &agentNode{bareNode: newBareNode()}
+		refused := 0
+		node.Link = agenttest.Link(t, agent.Options{}, func(f *agenttest.Fake) {
+			f.Boot()
+			for {
+				frame := f.Next()
+				if frame.Type == agent.TypeEnd { // of the blobs
+					f.Result(frame.Stream, agent.Result{})
+				}
+				if frame.Type != agent.TypeOpen {
+					continue
+				}
+				if r, err := agent.DecodeRequest(frame.Payload); err != nil {
+					t.Error(err)
+				} else if _, ok := r.(agent.Module); !ok {
+					continue
+				}
+				if refused++; refused <= times {
+					f.Result(frame.Stream, agent.Result{Failed: true, Failure: agent.FailStale, Text: "/etc/environment"})
+				} else {
+					f.Result(frame.Stream, agent.Result{ExitCode: 7})
+				}
+			}
+		})
+		d := start(t, node)
+		d.upload(t, "tiny")
+		a, err := d.ask(t, d.request(t, tiny("{}", nil), tiny("{}", &muxv1.Guard{Field: "rc", Value: "1"})))
+		if e := FaultOf(err); (want == 0) != (err == nil) || (err != nil && e.Kind != want) {
+			t.Errorf("stale %d times: %v", times, err)
+		}
+		if err == nil && a.results[0].GetRc() != 7 {
+			t.Errorf("stale %d times: %v", times, a.results)
+		}
+		if n := int(node.state.retired.Load()); n != min(times, 3) {
+			t.Errorf("stale %d times: %d agents were retired", times, n)
+		}
 	}
 }
 

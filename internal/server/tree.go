@@ -28,6 +28,8 @@ type Node interface {
 	CanExec() bool
 	Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error)
 	Log(f func(level int, text string))
+	// Retire keeps the next request from getting the node.
+	Retire()
 	Release()
 }
 

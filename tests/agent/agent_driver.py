@@ -60,7 +60,7 @@ def one_line(name):
     return 'exec("""' + ''.join(line + '\\n' for line in lines) + '""")'
 
 
-SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_streams.py', 'agent_jobs.py', 'agent.py']
+SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_fresh.py', 'agent_streams.py', 'agent_jobs.py', 'agent.py']
 
 
 def source_text():
