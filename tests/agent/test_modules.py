@@ -443,6 +443,83 @@ def test_much_output(modules):
     assert (result.code, len(result.data), len(result.err)) == (0, 10000000, 10000000)
 
 
+def test_very_much_output_in_bounded_memory(modules):
+    """200 MB pass; neither end gathers them."""
+    digest = modules.add("""
+        import os
+        block = b'o' * 100000
+        for _ in range(2000):
+            left = len(block)
+            while left: left -= os.write(1, block[:left])
+        os._exit(0)
+    """)
+    stream = modules.agent.open(MODULE, (1, digest))
+    result, size = modules.agent.streams[stream], 0
+    while result.fields is None:
+        assert modules.agent.take()
+        size += len(result.data)
+        del result.data[:]
+    assert (size, result.code) == (200000000, 0)
+    with open('/proc/%d/status' % modules.agent.process.pid) as f:
+        assert next(int(line.split()[1]) for line in f if line.startswith('VmHWM')) < 60 * 1024
+
+
+def test_bytes_that_are_no_text(modules):
+    result = modules.run("""
+        import os, sys
+        sys.stdout.write('garbage\\n'); sys.stdout.flush()
+        os.write(1, b'\\xff\\xfe\\0\\r\\n{"a": 1}'); os.write(2, b'\\x80')
+        sys.exit(0)
+    """)
+    assert (result.code, bytes(result.data), bytes(result.err)) == (0, b'garbage\n\xff\xfe\0\r\n{"a": 1}', b'\x80')
+
+
+SELF = """
+    import locale, resource, signal, time
+    mask = os.umask(0)
+    os.umask(mask)
+    print(json.dumps([os.getcwd(), mask, locale.setlocale(locale.LC_ALL), time.tzname, os.nice(0), resource.getrlimit(resource.RLIMIT_NOFILE),
+                      resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIMIT_AS), [str(signal.getsignal(n)) for n in (1, 2, 13, 15, 17)],
+                      os.getsid(0) == os.getpid(), sorted(map(int, os.listdir('/proc/self/fd'))), signal.alarm(0), sys.getrecursionlimit()]))
+"""
+ODD = {
+    'limits': 'import resource\nfor n in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE): resource.setrlimit(n, (9, 9))',
+    'locale': 'import locale, os, time\nlocale.setlocale(locale.LC_ALL, "C")\nos.environ["TZ"] = "XYZ-5"\ntime.tzset()',
+    'alarm': 'import signal\nsignal.alarm(1000)\nsignal.signal(signal.SIGALRM, signal.SIG_IGN)',
+    'descriptors': 'import os\nfor n in range(3, 64): os.dup2(0, n)',
+    'standard': 'import sys\nsys.stdout = sys.stderr = sys.stdin = None',
+    'closed': 'import os\nos.close(0); os.close(1); os.close(2)',
+    'group': 'import os\nif os.fork(): os._exit(0)\nos.setsid()',
+    'excepthook': 'import sys\nsys.excepthook = None\nraise ValueError(1)',
+    'import': 'import sys, builtins as b\nb.__import__ = None'
+    if False
+    else 'import sys\nsys.meta_path[:] = []; sys.path_hooks[:] = []; sys.path_importer_cache.clear()',
+    'threads': 'import os, threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), os._exit(3))).start()',
+    'segfault': 'import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)',
+    'child left': 'import os, signal, subprocess\nsubprocess.Popen(["true"]); os._exit(0)',
+}
+
+
+@pytest.mark.parametrize('what', sorted(ODD))
+def test_odd_modules_change_nothing(modules, what):
+    """Whatever a module does to its process, the next job is as the one before."""
+    before = modules.value(SELF)
+    modules.run(ODD[what])
+    assert modules.value(SELF) == before
+    assert modules.agent.command('echo', 'hi').data == b'hi\n'
+
+
+def test_stdin_that_is_never_read(modules):
+    """Params longer than any pipe reach a module that reads nothing, and what it starts finds its stdin at the end."""
+    digest = modules.add("""
+        import subprocess, sys
+        sys.exit(subprocess.call(['sh', '-c', 'read line && exit 8; exit 9']))
+    """)
+    stream = modules.agent.open(MODULE, (1, digest), (8, b'1'))
+    modules.agent.feed(stream, bytes(WINDOW))
+    assert modules.agent.result(stream).code == 9
+
+
 def test_cancel(modules, tmp_path):
     digest = modules.add(
         '''
