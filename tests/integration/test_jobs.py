@@ -1,0 +1,128 @@
+"""Jobs belong to who asked for them: they end with him and with nobody else, and async ones with nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import harness
+from runs import WAYS, Run, Site
+from test_bad_input import press, sleepers, statuses
+from test_life import HELLO, play
+
+OURS = WAYS["linear"]
+
+
+@pytest.fixture
+def stage(site: Site, binary: Path) -> Site:
+    site.stop_daemon()
+    return site
+
+
+@contextlib.contextmanager
+def sleeping(site: Site, word: str, **how: object) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A run whose task sleeps under the name word."""
+    tasks = play({"command": f"sleep {word}", **how}, HELLO)
+    with site.files({"h": site.host_vars(OURS, site.login)}, tasks) as directory:
+        process = site.start(OURS, directory)
+        try:
+            harness.until(lambda: sleepers(word) or process.poll() is not None, 60, "the task has begun")
+            yield process, directory
+        finally:
+            harness.end(sleepers(word))
+            site.result(process, directory)
+
+
+@pytest.mark.parametrize("become", [False, True], ids=["login", "become"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=["SIGKILL", "SIGTERM", "Ctrl-C"])
+def test_a_run_that_ends_takes_its_jobs_along(stage: Site, how: signal.Signals, become: bool) -> None:
+    """And leaves those of another run alone, which has them in the same agent."""
+    mine, other = f"71.{os.getpid() % 1000}", f"72.{os.getpid() % 1000}"
+    with sleeping(stage, mine, become=become) as (process, _), sleeping(stage, other, become=become) as (second, directory):
+        (theirs,) = sleepers(other)
+        if how == signal.SIGKILL:
+            os.killpg(process.pid, how)
+        else:
+            press(process, how)
+        harness.until(lambda: not sleepers(mine), 20, "the job of the run that ended is gone")
+        assert sleepers(other) == [theirs]
+        harness.end([theirs])
+        run = stage.result(second, directory)
+        assert run.results("h")[0][1]["rc"] == -9, "the other run heard how its own job ended"
+
+
+def test_a_timeout_frees_the_account(stage: Site) -> None:
+    """What the task has started is gone, with all its children, and the next task runs at once in the same agent."""
+    word = f"73.{os.getpid() % 1000}"
+    shell = {"shell": f"trap '' TERM HUP INT; sleep {word} & sleep {word}; sleep {word}", "timeout": 2, "ignore_errors": True}
+    run = stage.play(OURS, {"h": stage.host_vars(OURS, stage.login)}, play(HELLO, shell, HELLO))
+    assert statuses(run, "h") == ["ok", "failed", "ok"], run.said()
+    harness.until(lambda: not sleepers(word), 10, "the group is gone")
+
+
+def test_an_agent_that_does_not_answer(stage: Site) -> None:
+    """As if it were stuck in the kernel: the run can be ended, and so can the daemon; when the agent comes to itself it does as told."""
+    word = f"74.{os.getpid() % 1000}"
+    with sleeping(stage, word) as (process, _):
+        job = sleepers(word)
+        chain = {p.pid: p.parent for p in harness.processes()}
+        family = {p.pid for p in stage.agents(stage.login.name)}
+        agents = [pid for pid in family if chain.get(pid) not in family or pid == chain.get(chain.get(job[0], 0), 0)]
+        for pid in agents:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            press(process, signal.SIGTERM)
+            assert process.poll() is not None, "the run has ended"
+            done = stage.tool("stop", "--force")
+            assert done.returncode == 0, done.stderr
+            assert stage.daemons() == []
+        finally:
+            for pid in agents:
+                os.kill(pid, signal.SIGCONT)
+        harness.until(lambda: not sleepers(word), 20, "the cancelled job is gone")
+        harness.until(lambda: not {p.pid for p in stage.agents(stage.login.name)} & set(agents), 20, "and the agent")
+
+
+def job_id(run: Run) -> str:
+    return str(run.results("h")[0][1]["ansible_job_id"])
+
+
+def cut(site: Site) -> None:
+    below = set(site.sshd.sessions())
+    harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith("sshd:")])
+
+
+ENDS: dict[str, Callable[[Site], object]] = {
+    "agent": lambda site: harness.end([p.pid for p in site.agents()]),
+    "daemon": lambda site: harness.end(site.daemons()),
+    "stopped daemon": lambda site: site.tool("stop", "--force"),
+    "connection": cut,
+}
+
+
+@pytest.mark.parametrize("become", [False, True], ids=["login", "become"])
+@pytest.mark.parametrize("what", list(ENDS))
+def test_async_outlives(stage: Site, what: str, become: bool) -> None:
+    """The job goes on to its end, and a later run finds its result."""
+    stage.clean(["async"])
+    place = stage.work / "async"
+    hosts = {"h": stage.host_vars(OURS, stage.login)}
+    shell = f"touch {place}/started; while [ ! -e {place}/go ]; do sleep 0.05; done; echo the end"
+    run = stage.play(OURS, hosts, play({"shell": shell, "async": 120, "poll": 0, "become": become}))
+    assert run.rc == 0, run.said()
+    harness.until(lambda: (place / "started").exists(), 20, "the job has begun")
+    try:
+        ENDS[what](stage)
+    finally:
+        (place / "go").touch()
+    status = {"async_status": {"jid": job_id(run)}, "register": "state", "until": "state.finished", "retries": 100, "delay": 0.1, "become": become}
+    later = stage.play(OURS, hosts, play(status))
+    assert later.rc == 0, later.said()
+    assert json.dumps(later.results("h")[-1][1]).count("the end"), later.said()
