@@ -57,7 +57,8 @@ class Entry:
     ways: str = ""  # these ways alone, a regular expression; empty: any
     absent: bool = False  # one side may lack it
     ours: bool = False  # two plain runs never differ so: it is we who differ
-    needs: str = ""  # a condition of this machine without which the entry is not expected to be used
+    chance: bool = False  # it need not differ every time: used as soon as there is such a field
+    machine: bool = False  # not every machine has such a field: it may stay unused
     used: bool = False
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class Oracle:
         return cls([Entry(**e) for e in yaml.safe_load(path.read_text())], core)
 
     def unused(self) -> list[Entry]:
-        return [e for e in self.entries if not e.used and e.of_core(self.core)]
+        return [e for e in self.entries if not e.used and not e.machine and e.of_core(self.core)]
 
     # --- comparing
 
@@ -135,6 +136,7 @@ class Oracle:
 
     def _values(self, case: str, way: str, title: str, path: str, plain: object, ours: object) -> list[Difference]:
         if _text(plain) == _text(ours) and type(plain) is type(ours):  # as JSON: in Python, 1 is True
+            self._same(case, way, path, plain)
             return []
         for e in self.entries:
             if e.applies(case, self.core, way, path) and e.forgives(plain, ours):
@@ -154,6 +156,18 @@ class Oracle:
         if isinstance(plain, str) and isinstance(ours, str) and self._cut_equal(case, way, path, plain, ours):
             return []
         return [Difference(f"{title}\n    {path}", plain, ours)]
+
+    def _same(self, case: str, way: str, path: str, value: object) -> None:
+        """What is the same here is where the entries of chance would have held."""
+        waiting = [e for e in self.entries if e.chance and not e.used]
+        if not waiting:
+            return
+        for e in waiting:
+            if e.applies(case, self.core, way, path) and (not e.cut or re.search(e.cut, _text(value))):
+                e.used = True
+        if isinstance(value, (dict, list)):
+            for key, below in value.items() if isinstance(value, dict) else enumerate(value):
+                self._same(case, way, f"{path}.{str(key).replace('.', '_')}", below)
 
     def _cut_equal(self, case: str, way: str, path: str, plain: str, ours: str) -> bool:
         """Whether two texts are the same once what may differ is cut out. Only what then made the difference counts as used."""
