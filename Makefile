@@ -21,11 +21,11 @@ gen: ## the code made from proto/
 check: build ## lint, race, unit tests: before every commit, under 2 minutes
 	@python3 tools/tier.py check
 
-test: build ## unit tests on the oldest and the newest ansible-core, and the demo as a test of the whole chain: at most 25 minutes
+test: build ## everything on the oldest and the newest ansible-core, a smoke set on the others: at most 25 minutes
 	@python3 tools/tier.py test
 
-integration: build ## tests/integration on the oldest and the newest ansible-core, a few on the others; some cases still differ
-	@tools/integration.sh test
+integration: build ## the part of test that runs whole playbooks, plain and through us
+	@python3 tools/tier.py integration
 
 core-targets: build ## ansible-core's own integration targets, plain and through mitogen-mux, on the oldest and the newest ansible-core: hours
 	@tools/venv.sh 2.21

@@ -2,6 +2,7 @@
 """Runs a tier of checks and tests, all of it even where something fails, and ends with one line of numbers.
 
     tools/tier.py check|test|matrix
+    tools/tier.py integration  the part of test that runs whole playbooks
     tools/tier.py flake N      every Go and Python unit test N times
 
 A runner of tests counts its tests, any other step counts as one. A step that fails without a failed test counts as one too, so that the
@@ -11,8 +12,10 @@ numbers never look better than the exit code. Every skip is named with its reaso
 from __future__ import annotations
 
 import collections
+import collections.abc
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -28,6 +31,7 @@ RESULTS = ROOT / '.cache' / 'results'
 GO_TOOL = ('go', 'tool', '-modfile=tools/go.mod')
 CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21')
 CROSS = ('linux/amd64', 'linux/arm64', 'darwin/amd64', 'darwin/arm64')
+Work = collections.abc.Callable[[], None]
 PYTHON_CODE = ('ansible_plugins', 'internal/agent', 'tests', 'tools', 'demo')
 
 
@@ -118,18 +122,6 @@ class Tier:
             if done.returncode != 0 and not numbers.failed:
                 numbers.failed = 1
 
-    def integration(self, depth: str) -> None:
-        """tests/integration on every core."""
-        with Step(self, 'integration') as numbers:
-            folder = self.results / 'integration'
-            code = subprocess.run(('tools/integration.sh', depth), cwd=ROOT, env={**os.environ, 'RESULTS': str(folder)}, check=False).returncode
-            for report in sorted(folder.glob('*.xml')):
-                read_junit(report, numbers)
-            for skipped in sorted(folder.glob('*.skipped')):
-                numbers.skips.append((skipped.stem, skipped.read_text().strip()))
-            if code != 0 and not numbers.failed:
-                numbers.failed = 1
-
     def end(self) -> int:
         """Prints the numbers; returns the exit code."""
         total = Numbers()
@@ -214,45 +206,68 @@ def tracked(*patterns: str) -> list[str]:
     return [f for f in listed.splitlines() if not f.endswith(('.pb.go', '_pb2.py', '_pb2.pyi')) and (ROOT / f).exists()]
 
 
+def make_cores() -> None:
+    """One after the other, before steps run side by side that want the same."""
+    for core in CORES:
+        make_venv(core)
+
+
+def side_by_side(works: list[Work], at_once: int = 2) -> None:
+    """Runs steps, so many at a time, in their order: the longest should come first."""
+    with concurrent.futures.ThreadPoolExecutor(max_workers=at_once) as pool:
+        for done in [pool.submit(work) for work in works]:
+            done.result()
+
+
 def check(tier: Tier) -> None:
     """What must hold before every commit. The steps run side by side, the longest first."""
     make_venv('tools')
     make_venv('gen')
     newest = newest_core()
     code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=3) as pool:
-        steps = [
-            pool.submit(tier.go_test, 'go test -short', '-race', '-short', './...'),
-            pool.submit(tier.pytest, 'plugins', newest, 'tests/plugins', '-m', 'not slow'),
-            pool.submit(tier.pytest, 'agent', newest, 'tests/agent', '-m', 'not slow'),
-            pool.submit(tier.check, 'gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True),
-            pool.submit(tier.check, 'generated code', 'tools/gen.sh', '--check'),
-            pool.submit(tier.check, 'golangci-lint', *GO_TOOL, 'golangci-lint', 'run', './...'),
-            pool.submit(tier.check, 'ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code),
-            pool.submit(tier.check, 'ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code),
-            pool.submit(tier.check, 'mypy', '.venv-tools/bin/mypy'),
-            pool.submit(tier.check, 'vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py')),
-        ]
-        for target in CROSS:
-            system, _, machine = target.partition('/')
-            env = {'GOOS': system, 'GOARCH': machine, 'CGO_ENABLED': '0'}
-            steps.append(pool.submit(tier.check, f'build {target}', 'go', 'build', '-o', os.devnull, './cmd/...', env=env))
-        for step in steps:
-            step.result()
+    works: list[Work] = [
+        lambda: tier.go_test('go test -short', '-race', '-short', './...'),
+        lambda: tier.pytest('plugins', newest, 'tests/plugins', '-m', 'not slow'),
+        lambda: tier.pytest('agent', newest, 'tests/agent', '-m', 'not slow'),
+        lambda: tier.check('gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True),
+        lambda: tier.check('generated code', 'tools/gen.sh', '--check'),
+        lambda: tier.check('golangci-lint', *GO_TOOL, 'golangci-lint', 'run', './...'),
+        lambda: tier.check('ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code),
+        lambda: tier.check('ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code),
+        lambda: tier.check('mypy', '.venv-tools/bin/mypy'),
+        lambda: tier.check('vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py')),
+    ]
+    for target in CROSS:
+        system, _, machine = target.partition('/')
+        env = {'GOOS': system, 'GOARCH': machine, 'CGO_ENABLED': '0'}
+        works.append(functools.partial(tier.check, f'build {target}', 'go', 'build', '-o', os.devnull, './cmd/...', env=env))
+    side_by_side(works, at_once=3)
 
 
-def units(tier: Tier, cores: tuple[str, ...]) -> None:
+def units(tier: Tier, cores: tuple[str, ...]) -> list[Work]:
     """Every test but those of the whole chain."""
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        steps = [pool.submit(tier.go_test, 'go test', '-race', '-count=1', './...')]
-        # The agent meets an ansible-core only in the stock modules that it runs.
-        steps.append(pool.submit(tier.pytest, 'agent', cores[0], 'tests/agent', env=agent_environ()))
-        for core in cores[1:]:
-            steps.append(pool.submit(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', env=agent_environ()))
-        for core in cores:
-            steps.append(pool.submit(tier.pytest, f'plugins {core}', core, 'tests/plugins'))
-        for step in steps:
-            step.result()
+    environ = agent_environ()
+    works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', './...')]
+    # The agent meets an ansible-core only in the stock modules that it runs.
+    works.append(lambda: tier.pytest('agent', cores[0], 'tests/agent', env=environ))
+    for core in cores[1:]:
+        works.append(functools.partial(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', env=environ))
+    for core in cores:
+        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins'))
+    return works
+
+
+def chain(tier: Tier, depths: dict[str, str]) -> list[Work]:
+    """tests/integration: how much of it on which core."""
+    return [
+        functools.partial(tier.pytest, f'integration {core}', core, 'tests/integration', f'--core={core}', f'--tier={depth}') for core, depth in depths.items()
+    ]
+
+
+def of_test() -> dict[str, str]:
+    """Every case on the oldest core and the newest that this machine can run, a smoke set on the others."""
+    ends = (newest_core(), CORES[0])
+    return {**dict.fromkeys(ends, 'test'), **{core: 'smoke' for core in CORES if core not in ends}}
 
 
 def main(argv: list[str]) -> int:
@@ -262,13 +277,19 @@ def main(argv: list[str]) -> int:
             check(tier)
         case ['test']:
             tier = Tier('test')
-            units(tier, ('2.16', newest_core()))
-            tier.check('the whole chain: the demo', 'demo/run.sh')
+            make_cores()
+            side_by_side([*chain(tier, of_test()), *units(tier, ('2.16', newest_core()))])
+            tier.check('demo', 'demo/run.sh')
+        case ['integration']:
+            tier = Tier('integration')
+            make_cores()
+            side_by_side(chain(tier, of_test()))
         case ['matrix']:
             tier = Tier('matrix')
+            make_cores()
             check(tier)
-            units(tier, CORES)
-            tier.integration('matrix')
+            side_by_side([*chain(tier, dict.fromkeys(CORES, 'matrix')), *units(tier, CORES)])
+            tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():
             tier = Tier('flake')
             tier.go_test('go test', '-race', f'-count={count}', './...')
