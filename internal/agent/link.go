@@ -54,7 +54,7 @@ type Link struct {
 	streams  map[uint32]*Stream // that were opened and have no result
 	lastID   uint32
 	running  int // goroutines
-	closing  bool
+	closing  *fault.Error // why it was ended from this side
 	err      *fault.Error
 	hello    Hello
 	pings    map[uint64]chan struct{}
@@ -106,11 +106,19 @@ func (l *Link) failure() error {
 	return &e
 }
 
-// Close ends the link: requests that wait for a result get an error, running jobs of the agent go on to their end, except those
-// cancelled before. It waits for the link's goroutines and always returns nil.
+// Close is End for the reason that nobody wants the link any more. It always returns nil.
 func (l *Link) Close() error {
+	l.End(&fault.Error{Kind: fault.Cancelled, Message: "the connection to the agent was closed", Cause: ErrClosed})
+	return nil
+}
+
+// End ends the link: requests that wait for a result get the reason, running jobs of the agent go on to their end, except those
+// cancelled before. It waits for the link's goroutines.
+func (l *Link) End(reason *fault.Error) {
 	l.mu.Lock()
-	l.closing = true
+	if l.closing == nil {
+		l.closing = reason
+	}
 	l.out.poke()
 	l.mu.Unlock()
 	patience := time.NewTimer(flushTime)
@@ -118,14 +126,9 @@ func (l *Link) Close() error {
 	select {
 	case <-l.done:
 	case <-patience.C:
-		l.fail(closedFault())
+		l.fail(reason)
 		<-l.done
 	}
-	return nil
-}
-
-func closedFault() *fault.Error {
-	return &fault.Error{Kind: fault.Cancelled, Message: "the connection to the agent was closed", Cause: ErrClosed}
 }
 
 // fail ends the link with a reason; the first one counts.
@@ -204,8 +207,9 @@ func (l *Link) Ping(ctx context.Context) error {
 
 // usable returns why no more may be queued. The mutex is held.
 func (l *Link) usable() error {
-	if l.err == nil && l.closing {
-		return closedFault()
+	if l.err == nil && l.closing != nil {
+		e := *l.closing
+		return &e
 	}
 	return l.failure()
 }
@@ -222,7 +226,7 @@ func (l *Link) write(b []byte) {
 	defer l.ended()
 	for {
 		l.mu.Lock()
-		b = l.out.take(b, l.closing, l.number)
+		b = l.out.take(b, l.closing != nil, l.number)
 		closing := l.closing
 		l.sent += int64(len(b))
 		if len(b) > 0 && l.heard {
@@ -238,8 +242,8 @@ func (l *Link) write(b []byte) {
 			}
 			b = nil // an idle link keeps no buffer
 			continue
-		case closing:
-			l.fail(closedFault())
+		case closing != nil:
+			l.fail(closing)
 			return
 		}
 		select {

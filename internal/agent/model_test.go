@@ -28,7 +28,7 @@ func (l *Link) take(t interface{ Fatalf(string, ...any) }) []Frame {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var frames []Frame
-	for in := bytes.NewReader(l.out.take(nil, l.closing, l.number)); in.Len() > 0; {
+	for in := bytes.NewReader(l.out.take(nil, l.closing != nil, l.number)); in.Len() > 0; {
 		f, err := ReadDown(in)
 		if err != nil {
 			t.Fatalf("the daemon breaks the protocol: %v", err)

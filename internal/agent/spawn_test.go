@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"context"
 	"errors"
 	"net"
@@ -92,19 +93,18 @@ func TestSideWordsNeverStall(t *testing.T) {
 		f.Boot()
 		id, _ := f.Open()
 		credit := agent.Window
-		for i := range 40 { // 5 MiB
-			for credit < agent.MaxPayload {
-				frame := f.Expect(agent.TypeCredit)
-				credit += int(frame.Payload[0])<<24 | int(frame.Payload[1])<<16 | int(frame.Payload[2])<<8 | int(frame.Payload[3])
+		say := func(typ agent.FrameType, words []byte) {
+			for credit < len(words) {
+				credit += int(binary.BigEndian.Uint32(f.Expect(agent.TypeCredit).Payload))
 			}
-			typ := agent.TypeErr
-			if i%2 == 0 {
-				typ = agent.TypeTTY
-			}
-			f.Send(typ, id, bytes.Repeat([]byte("e"), agent.MaxPayload))
-			credit -= agent.MaxPayload
+			f.Send(typ, id, words)
+			credit -= len(words)
 		}
-		f.Send(agent.TypeErr, id, []byte("\nsudo: python3: command not found\n"))
+		for range 20 { // 5 MiB
+			say(agent.TypeTTY, bytes.Repeat([]byte("e"), agent.MaxPayload))
+			say(agent.TypeErr, bytes.Repeat([]byte("e"), agent.MaxPayload))
+		}
+		say(agent.TypeErr, []byte("\nsudo: python3: command not found\n"))
 		f.Send(agent.TypeEnd, id, nil)
 		f.Result(id, agent.Result{ExitCode: 127})
 		f.Drain()

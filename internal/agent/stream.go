@@ -178,7 +178,7 @@ func (s *Stream) takes(t FrameType) bool {
 
 // release lets a stream that is held back go. The mutex is held, as in all unexported methods that do not say otherwise.
 func (s *Stream) release() {
-	if s.open == nil || s.link.err != nil || s.link.closing {
+	if s.open == nil || s.link.err != nil || s.link.closing != nil {
 		return
 	}
 	s.link.out.putControl(s, TypeOpen, s.open)

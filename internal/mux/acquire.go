@@ -373,7 +373,7 @@ func (t *Tree) settle(n *node, o opened, err error) bool {
 	switch {
 	case n.state.Ended(): // nobody waited for it any more
 		if err == nil {
-			t.wg.Go(o.close)
+			t.wg.Go(func() { o.close(errUnwanted()) })
 		}
 		return false
 	case err != nil:

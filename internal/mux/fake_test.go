@@ -249,10 +249,7 @@ func (p *fakePeer) Err() error {
 }
 func (p *fakePeer) Stats() agent.Stats { return agent.Stats{Jobs: 1, SentBytes: 2} }
 
-func (p *fakePeer) Close() error {
-	p.die(errors.New("closed by us"))
-	return nil
-}
+func (p *fakePeer) End(reason *fault.Error) { p.die(reason) }
 
 func (p *fakePeer) die(err error) {
 	p.end.once.Do(func() {

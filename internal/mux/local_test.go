@@ -101,7 +101,7 @@ func TestAttachEndsWithItsRunWhileInUse(t *testing.T) {
 		tree.EndRun("r1")
 		wantNames(t, tree, "[]")
 		_, err := c.Open(t.Context(), nil)
-		wantFault(t, err, fault.AgentDied, 1, "sudo root")
+		wantFault(t, err, fault.Cancelled, 1, "sudo root")
 		c.Release()
 	})
 }

@@ -83,9 +83,14 @@ type opened struct {
 	link      peer
 }
 
-func (o opened) close() {
+// close ends it; who waits for something gets the reason.
+func (o opened) close(reason error) {
 	if o.link != nil {
-		_ = o.link.Close()
+		e, ok := errors.AsType[*fault.Error](reason)
+		if !ok {
+			e = &fault.Error{Kind: fault.Internal, Message: "the connection ended", Cause: reason}
+		}
+		o.link.End(e)
 	}
 	if o.transport != nil {
 		_ = o.transport.Close()

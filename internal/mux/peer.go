@@ -5,6 +5,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
 
 // peer is what the tree asks of an agent's link: *agent.Link in production, so that tests of the tree need no interpreter.
@@ -16,7 +17,7 @@ type peer interface {
 	Hello(ctx context.Context) (agent.Hello, error)
 	Done() <-chan struct{}
 	Err() error
-	Close() error
+	End(reason *fault.Error)
 	Stats() agent.Stats
 }
 

@@ -210,7 +210,7 @@ func (t *Tree) downLocked(n *node, to State, err error) {
 	t.cutLocked(n, to, err, &open)
 	t.wg.Go(func() {
 		for _, o := range open {
-			o.close()
+			o.close(err)
 		}
 	})
 	if n.parent != nil {

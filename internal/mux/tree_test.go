@@ -226,6 +226,18 @@ func TestTransportOutlivesItsAgents(t *testing.T) {
 	})
 }
 
+// What was asked of an agent whose connection is lost fails as the connection did, not as if somebody had cancelled it.
+func TestRequestsOfALostConnectionLearnWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		held := acquire(t, tree, run("r1"), "h1", sshPath...)
+		w.transports[0].die(errors.New("keepalive"))
+		synctest.Wait()
+		wantFault(t, w.peers[0].Err(), fault.Unreachable, 0, "ssh h1")
+		held.Release()
+	})
+}
+
 // deadTransport makes the next Exec find that the connection has been dead for a while.
 func TestWarmConnectionFoundDeadIsDialledOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
