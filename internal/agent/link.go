@@ -53,7 +53,7 @@ type Link struct {
 	out      outbox
 	streams  map[uint32]*Stream // that were opened and have no result
 	lastID   uint32
-	running  int // goroutines
+	running  int          // goroutines
 	closing  *fault.Error // why it was ended from this side
 	err      *fault.Error
 	hello    Hello
