@@ -58,7 +58,7 @@ class Entry:
     absent: bool = False  # one side may lack it
     ours: bool = False  # two plain runs never differ so: it is we who differ
     chance: bool = False  # it need not differ every time: used as soon as there is such a field
-    machine: bool = False  # not every machine has such a field: it may stay unused
+    rare: bool = False  # not every run or machine has such a field: it may stay unused
     used: bool = False
 
     def __post_init__(self) -> None:
@@ -117,7 +117,7 @@ class Oracle:
         return cls([Entry(**e) for e in yaml.safe_load(path.read_text())], core)
 
     def unused(self) -> list[Entry]:
-        return [e for e in self.entries if not e.used and not e.machine and e.of_core(self.core)]
+        return [e for e in self.entries if not e.used and not e.rare and e.of_core(self.core)]
 
     # --- comparing
 
