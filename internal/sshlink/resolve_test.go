@@ -70,12 +70,14 @@ func sshSays(t *testing.T, p *place, h *hop.SSH) map[string][]string {
 	return said
 }
 
-// fragments are configurations, and arguments as inventories have them. {dir} is a directory.
-var fragments = []struct {
+type fragment struct {
 	name, config string
 	args         []string
 	change       func(h *hop.SSH)
-}{
+}
+
+// fragments are configurations, and arguments as inventories have them. {dir} is a directory.
+var fragments = []fragment{
 	{name: "nothing"},
 	{name: "hostname", config: "Host h1\n HostName 192.0.2.7"},
 	{name: "hostname token", config: "Host h?\n HostName %h.example.org"},
@@ -128,14 +130,18 @@ var fragments = []struct {
 
 // TestDifferential: what we would connect to and with is what `ssh -G` says for Ansible's own command line.
 func TestDifferential(t *testing.T) {
+	if n := len(fragments); n < 150 {
+		t.Errorf("%d fragments", n)
+	}
 	for _, f := range fragments {
 		t.Run(f.name, func(t *testing.T) {
+			t.Parallel()
 			p := testPlace(t, "SITE=north", "MY_AGENT=/run/my-agent")
 			fill := strings.NewReplacer("{dir}", p.run.Cwd).Replace
 			sshtest.WriteFile(t, filepath.Join(p.run.Cwd, "more"), "Port 4444\n")
 			file := filepath.Join(p.run.Cwd, "config")
 			sshtest.WriteFile(t, file, fill(f.config)+"\n")
-			h := &hop.SSH{Host: "h1", HostKeyChecking: true, TimeoutSeconds: 10, Args: append([]string{"-F", file}, f.args...)}
+			h := &hop.SSH{Host: "h1", HostKeyChecking: true, TimeoutSeconds: 10, Args: append([]string{"-F", file}, filled(f.args, fill)...)}
 			if f.change != nil {
 				f.change(h)
 			}
@@ -147,6 +153,15 @@ func TestDifferential(t *testing.T) {
 			compare(t, c, said)
 		})
 	}
+}
+
+// filled is args with each word filled in.
+func filled(args []string, fill func(string) string) []string {
+	all := make([]string, len(args))
+	for i, arg := range args {
+		all[i] = fill(arg)
+	}
+	return all
 }
 
 // compare checks every option that we read against what ssh said, each by its own words.
@@ -172,9 +187,11 @@ func compare(t *testing.T, c *config, said map[string][]string) {
 		"kexalgorithms": strings.Join(c.Kexs, ","), "hostkeyalgorithms": strings.Join(c.HostKeyAlgorithms, ","),
 		"pubkeyacceptedalgorithms": strings.Join(c.PubkeyAlgorithms, ","), "preferredauthentications": strings.Join(c.PreferredAuths, ","),
 		"identityfile": strings.Join(c.IdentityFiles, "\n"), "certificatefile": strings.Join(c.CertificateFiles, "\n"),
-		"sendenv": strings.Join(c.SendEnv, "\n"), "setenv": strings.Join(c.SetEnv, "\n"),
+		"sendenv": strings.Join(c.SendEnv, "\n"), "setenv": strings.Join(c.SetEnv, "\n"), "batchmode": flag(c.BatchMode),
+		"hostbasedauthentication": flag(c.HostbasedAuth), "requiredrsasize": fmt.Sprint(c.RequiredRSA),
+		"casignaturealgorithms": strings.Join(c.CASignatures, ","), "controlpath": c.ControlPath,
 	}
-	same := map[string]string{"true": "yes", "false": "no", "none": "", "off": "no"}
+	same := map[string]string{"unbound": "yes", "host-bound": "yes", "true": "yes", "false": "no", "none": "", "off": "no"}
 	for name, ours := range got {
 		theirs := strings.Join(said[name], "\n")
 		switch {
@@ -183,8 +200,14 @@ func compare(t *testing.T, c *config, said map[string][]string) {
 		case strings.HasSuffix(name, "timeout") || strings.HasSuffix(name, "interval"):
 			theirs = strings.Replace(theirs, "none", "0", 1)
 		}
+		if name == "identityfile" { // ssh passes over it
+			theirs = strings.TrimPrefix(theirs, "none\n")
+		}
 		if plain, ok := same[theirs]; ok {
 			theirs = plain
+		}
+		if plain, ok := same[ours]; ok {
+			ours = plain
 		}
 		if ours != theirs {
 			t.Errorf("%s: ours is %q, ssh's %q", name, ours, theirs)
@@ -200,38 +223,42 @@ func TestPlainConfig(t *testing.T) {
 		"capitals": {Host: "H1.Example.ORG", HostKeyChecking: true, TimeoutSeconds: 10},
 		"password": {Host: "h1", Password: hop.NewSecret([]byte("x")), HostKeyChecking: true, TimeoutSeconds: 10},
 	} {
-		t.Run(name, func(t *testing.T) {
-			p := testPlace(t)
-			asked := *h
-			asked.Args = []string{"-F", os.DevNull}
-			want, err := newResolver().resolve(t.Context(), &asked, p)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got, said := reflect.ValueOf(*plainConfig(h, p)), reflect.ValueOf(*want)
-			for i := range got.NumField() {
-				if !got.Type().Field(i).IsExported() { // what ssh_config has that only ssh can do: nothing here
-					continue
-				}
-				field := got.Type().Field(i).Name
-				a, b := got.Field(i).Interface(), said.Field(i).Interface()
-				switch field {
-				case "Ciphers", "MACs", "Kexs", "HostKeyAlgorithms", "PubkeyAlgorithms", "CASignatures": // empty stands for the default
-					continue
-				case "GSSAPIAuth", "HashKnownHosts", "ConfigFile": // distributions change the defaults of ssh itself
-					continue
-				case "IdentityFiles":
-					b = slices.DeleteFunc(slices.Clone(want.IdentityFiles), func(s string) bool { // dead kinds
-						return strings.HasSuffix(s, "id_xmss") || strings.HasSuffix(s, "id_dsa")
-					})
-				case "UserKnownHosts":
-					a = []string{p.abs("~/.ssh/known_hosts"), p.abs("~/.ssh/known_hosts2")}
-				}
-				if !reflect.DeepEqual(a, b) {
-					t.Errorf("%s: ours is %v, ssh's %v", field, a, b)
-				}
-			}
-		})
+		t.Run(name, func(t *testing.T) { plainIsWhatSSHSays(t, h, nil) })
+	}
+}
+
+// plainIsWhatSSHSays compares plainConfig with ssh -G, which is given args that must not matter.
+func plainIsWhatSSHSays(t *testing.T, h *hop.SSH, args []string) {
+	t.Helper()
+	p := testPlace(t)
+	asked := *h
+	asked.Args = append([]string{"-F", os.DevNull}, args...)
+	want, err := newResolver().resolve(t.Context(), &asked, p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, said := reflect.ValueOf(*plainConfig(h, p)), reflect.ValueOf(*want)
+	for i := range got.NumField() {
+		if !got.Type().Field(i).IsExported() { // what ssh_config has that only ssh can do: nothing here
+			continue
+		}
+		field := got.Type().Field(i).Name
+		a, b := got.Field(i).Interface(), said.Field(i).Interface()
+		switch field {
+		case "Ciphers", "MACs", "Kexs", "HostKeyAlgorithms", "PubkeyAlgorithms", "CASignatures": // empty stands for the default
+			continue
+		case "GSSAPIAuth", "HashKnownHosts", "ConfigFile": // distributions change the defaults of ssh itself
+			continue
+		case "IdentityFiles":
+			b = slices.DeleteFunc(slices.Clone(want.IdentityFiles), func(s string) bool { // dead kinds
+				return strings.HasSuffix(s, "id_xmss") || strings.HasSuffix(s, "id_dsa")
+			})
+		case "UserKnownHosts":
+			a = []string{p.abs("~/.ssh/known_hosts"), p.abs("~/.ssh/known_hosts2")}
+		}
+		if !reflect.DeepEqual(a, b) {
+			t.Errorf("%s: ours is %v, ssh's %v", field, a, b)
+		}
 	}
 }
 
