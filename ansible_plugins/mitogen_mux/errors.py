@@ -20,6 +20,8 @@ _CLASSES: dict[int, type[AnsibleError]] = {
 }
 """Every other kind is a plain AnsibleError: the task fails, the host stays."""
 
+_PAGE = 'docs/reference/errors.md'
+
 _PREFIX = 'Failed to connect to the host via ssh: '
 
 
@@ -44,4 +46,6 @@ def to_ansible(error: RpcError, host: str) -> AnsibleError:
         text += f'\n{detail.stderr}'
     if detail.hint:
         text += f'\n{detail.hint}'
+    if cls in (AnsibleConnectionFailure, AnsibleAuthenticationFailure):
+        text += f'\n({_PAGE}#{error_pb2.Error.Kind.Name(detail.kind).lower().replace("_", "-")})'
     return cls(text)

@@ -196,8 +196,15 @@ func (c *processConn) exited() {
 // explain says better why an agent did not start, by the exit code of its process.
 func explain(err error, code int, interpreter string) error {
 	e, ok := errors.AsType[*fault.Error](err)
-	if !ok || e.Kind != fault.AgentDied || !missing(code) {
+	if !ok || e.Kind != fault.AgentDied {
 		return err
+	}
+	if !missing(code) {
+		said := *e
+		if said.Hint == "" {
+			said.Hint = "Its account may have no shell (nologin), only a forced command, or a shell that does not execute what it is given."
+		}
+		return &said
 	}
 	said := *e
 	said.Kind, said.Cause = fault.InterpreterMissing, nil

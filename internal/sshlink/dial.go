@@ -1,6 +1,7 @@
 package sshlink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -50,7 +51,7 @@ func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, v
 		}
 		return nil, connectFault(c.HostName, c.Port, err)
 	}
-	w := &wire{Conn: conn}
+	w := &wire{Conn: conn, greeting: []byte("\n")}
 	t, err := a.handshake(ctx, w, limit)
 	if err != nil {
 		_ = conn.Close()
@@ -133,7 +134,7 @@ func (a *attempt) handshake(ctx context.Context, w *wire, limit *time.Timer) (*t
 	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer stop()
 	a.stage.Store(int32(stageBanner))
-	w.first = func() { a.stage.CompareAndSwap(int32(stageBanner), int32(stageExchange)) }
+	w.greeted = func() { a.stage.CompareAndSwap(int32(stageBanner), int32(stageExchange)) }
 	trust := newHostKeys(a.cfg, a.place)
 	ring, err := loadKeys(ctx, a.cfg, a.place, a.hop)
 	if err != nil {
@@ -219,8 +220,9 @@ func (a *attempt) algorithms(to *ssh.Config) error {
 // wire is the connection below SSH. It counts, and remembers what went wrong first.
 type wire struct {
 	net.Conn
-	first    func() // called at the first byte read
-	once     sync.Once
+	greeted  func() // called once the server has begun its version
+	greeting []byte // the end of what came before that; one reader at a time
+	heard    bool
 	received atomic.Int64
 	sent     atomic.Int64
 	closed   atomic.Bool // by us: what Read and Write say then is no news
@@ -232,10 +234,25 @@ func (w *wire) Read(p []byte) (int, error) {
 	n, err := w.Conn.Read(p)
 	if n > 0 {
 		w.received.Add(int64(n))
-		w.once.Do(w.first)
+		w.listen(p[:n])
 	}
 	w.note(err)
 	return n, err
+}
+
+// listen waits for a line that begins as a version does (RFC 4253 section 4.2).
+func (w *wire) listen(p []byte) {
+	if w.heard {
+		return
+	}
+	const version = "\nSSH-"
+	w.greeting = append(w.greeting, p...)
+	if w.heard = bytes.Contains(w.greeting, []byte(version)); w.heard {
+		w.greeting = nil
+		w.greeted()
+	} else if over := len(w.greeting) - len(version); over > 0 {
+		w.greeting = append(w.greeting[:0], w.greeting[over:]...)
+	}
 }
 
 func (w *wire) Write(p []byte) (int, error) {

@@ -105,7 +105,7 @@ func (a *attempt) handshakeFault(err, lost error) *fault.Error {
 	switch {
 	case lost != nil && at == stageBanner:
 		f.Message = fmt.Sprintf("kex_exchange_identification: %s: %s", where, bannerText(lost))
-		f.Hint = "The server ended the connection before its greeting: it may be overloaded (MaxStartups), or refuse this address."
+		f.Hint = "The server ended the connection before its greeting: it may be overloaded (MaxStartups), refuse this address, or not speak SSH."
 		if errors.Is(lost, errTimeout) {
 			f.Message = fmt.Sprintf("Connection to %s timed out during banner exchange", where)
 			f.Hint = "Something listens but does not speak SSH: check ansible_port, and the load of the host."

@@ -46,29 +46,38 @@ var wordings = []struct {
 var (
 	offending  = regexp.MustCompile(`Offending (?:key|\S+ key) (?:for IP )?in (\S+)`)
 	shownPrint = regexp.MustCompile(`(?s)sent by the remote host is\s+(\S+?)\.?\s`)
-	debugLine  = regexp.MustCompile(`(?m)^(debug\d:|OpenSSH_).*\n?`)
+	noiseLine  = regexp.MustCompile(`(?m)^(debug\d:|OpenSSH_|Warning: Permanently added).*\n?`)
 )
 
 // explain is the error for a program that could not connect, or lost its connection: the dialogue's word, else ssh's own.
 func (o *outside) explain(c *child, said []byte) *fault.Error {
-	text := debugLine.ReplaceAllString(fault.Clean(said), "")
-	f := o.classify(text, c)
+	text := noiseLine.ReplaceAllString(fault.Clean(said), "")
+	f := o.classify(strings.TrimSpace(text), c)
 	if own := c.verdict(); own != nil && f.Kind != fault.HostKeyChanged { // the dialogue knows better why ssh gave up
 		copied := *own
 		f = &copied
 	}
-	f.Stderr = text
+	if f.Stderr = strings.TrimSpace(text); strings.TrimSuffix(f.Stderr, ".") == f.Message {
+		f.Stderr = ""
+	}
 	return f
 }
 
+// lineAt is the line of text that position at is in.
+func lineAt(text string, at int) string {
+	begin := strings.LastIndexByte(text[:at], '\n') + 1
+	return firstLine(text[begin:])
+}
+
 func (o *outside) classify(text string, c *child) *fault.Error {
-	f := &fault.Error{Kind: fault.Unreachable, Message: strings.TrimSuffix(lastLine(strings.TrimSpace(text)), ".")}
+	f := &fault.Error{Kind: fault.Unreachable, Message: strings.TrimSuffix(lastLine(text), ".")}
 	if f.Message == "" {
 		f.Message = fmt.Sprintf("%s ended without a word", o.program)
 	}
 	for _, w := range wordings {
-		if w.match.MatchString(text) {
+		if at := w.match.FindStringIndex(text); at != nil {
 			f.Kind, f.Hint = w.kind, w.hint
+			f.Message = strings.TrimSuffix(lineAt(text, at[0]), ".")
 			break
 		}
 	}

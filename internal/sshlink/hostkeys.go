@@ -278,7 +278,7 @@ func (k *hostKeys) unknown(key ssh.PublicKey) error {
 		}
 		return nil
 	}
-	if first == "" {
+	if first == "" || first == os.DevNull {
 		first = "known_hosts"
 	}
 	return &fault.Error{
