@@ -22,7 +22,7 @@ const (
 	exitTimeout = 2 * time.Second
 	// slowDial is how long a dial keeps its place in the pool. The pool is there so that a thousand targets do not start their
 	// key exchanges at once; a dial that only waits for a silent host costs nothing and must not keep others from starting.
-	slowDial = time.Second
+	slowDial = 50 * time.Millisecond
 )
 
 // openConnection dials the target of an SSH hop.

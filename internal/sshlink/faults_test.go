@@ -33,7 +33,7 @@ type bench struct {
 	goodKey hop.Secret // the one that the server accepts; the hop has it unless a test takes it away
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	key := sshtest.NewKey(t, "ed25519")
 	server, host := sshtest.NewServer(t, sshtest.Signer(t, key).PublicKey())
