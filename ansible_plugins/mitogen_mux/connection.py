@@ -118,6 +118,8 @@ class MuxConnection:
         for name, value in token.environment:
             step.module.environment.add(name=name, value=value)
         try:
+            if account := payload.removed_account(token):
+                session.vacate(self.mux_host(), account)
             return self._mux_run_module(token, path, step)
         except payload.NotCovered:
             return self.mux_command(cmd, token.stock(), sudoable=True)

@@ -87,6 +87,11 @@ class Session:
         with contextlib.suppress(NotSent):
             self._client().unary('/mitogen_mux.v1.Runs/Reset', runs_pb2.ResetRequest(run=self.run_id, host=host, path=path), runs_pb2.ResetReply, 10.0)
 
+    def vacate(self, host: str, account: str) -> None:
+        """Ends the idle agents of a become account of ``host``, and waits until they have gone."""
+        with contextlib.suppress(NotSent):
+            self._client().unary('/mitogen_mux.v1.Runs/Reset', runs_pb2.ResetRequest(run=self.run_id, host=host, account=account), runs_pb2.ResetReply, 10.0)
+
     def detach(self) -> None:
         """Ends the run at the daemon, which would else notice by itself when the process has gone. A daemon that is not there is fine."""
         if os.getpid() != self._owner:

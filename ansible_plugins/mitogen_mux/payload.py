@@ -72,6 +72,10 @@ class Buildable(t.Protocol):
     def name(self) -> str:
         """For people."""
 
+    @property
+    def fqn(self) -> str:
+        """The full name by which the payload runs it."""
+
     def key(self) -> bytes:
         """The payload's name at the daemon."""
 
@@ -171,6 +175,17 @@ def building(key: bytes) -> t.Iterator[bool]:
             yield mine
         finally:
             fcntl.flock(lock, fcntl.LOCK_UN)  # not by closing alone: a process forked meanwhile has the file open too
+
+
+def removed_account(token: Token) -> str:
+    """The account that a module is about to remove. The system refuses that while the account has processes, and one that was become
+    has an agent."""
+    if token.source.fqn != 'ansible.modules.user':
+        return ''
+    params = json.loads(token.params).get('ANSIBLE_MODULE_ARGS', {})
+    if params.get('state') != 'absent' or params.get('_ansible_check_mode'):
+        return ''
+    return str(params.get('name') or params.get('user') or '')
 
 
 class _Archive:

@@ -481,6 +481,18 @@ func (s *Stream) Close() {
 	s.discard()
 }
 
+// Gone waits until the agent has said its last word about the stream, whoever received it, or the link is lost.
+func (s *Stream) Gone(ctx context.Context) error {
+	s.link.mu.Lock()
+	defer s.link.mu.Unlock()
+	for s.result == nil && s.link.err == nil {
+		if err := s.wait(ctx, "cannot wait for the end of a process"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // discard makes everything that came and will come consumed.
 func (s *Stream) discard() {
 	s.closed, s.discarded = true, true

@@ -36,6 +36,9 @@ func (t *Tree) startByBecome(ctx context.Context, n *node) (peer, error) {
 		stream.Close()
 		return nil, n.fault(err, fault.AgentDied, "cannot start "+b.Method)
 	}
+	t.mu.Lock()
+	n.gone = stream.Gone
+	t.mu.Unlock()
 	conn := &spawnedConn{Conn: stream.Conn(), stream: stream, prefix: rest, code: -1}
 	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {

@@ -267,6 +267,7 @@ func (*fakeSpawn) Send(context.Context, []byte) error    { return nil }
 func (*fakeSpawn) SendTTY(context.Context, []byte) error { return nil }
 func (*fakeSpawn) CloseSend() error                      { return nil }
 func (*fakeSpawn) Close()                                {}
+func (*fakeSpawn) Gone(context.Context) error            { return nil }
 func (*fakeSpawn) Conn() agent.Conn                      { return fakeConn{} }
 func (s *fakeSpawn) Recv(context.Context) (agent.Event, error) {
 	if s.said {

@@ -1,6 +1,7 @@
 package mux
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"time"
@@ -156,6 +157,29 @@ func (t *Tree) Reset(run, host string, path hop.Path) {
 			t.drainLocked(n)
 		}
 	}
+}
+
+// Vacate ends the idle agents of a become account on the connections that a run opened for an inventory name, and waits until their
+// processes have gone.
+func (t *Tree) Vacate(ctx context.Context, run, host, account string) error {
+	var leaving []func(context.Context) error
+	t.mu.Lock()
+	for _, n := range t.childrenFirstLocked() {
+		if n.edge.role != becomeAgent || n.hop.Become.User != account || !n.root.uses[use{run, host}] {
+			continue
+		}
+		if n.usable && n.refs == 0 && len(n.children) == 0 {
+			leaving = append(leaving, n.gone)
+			t.drainLocked(n)
+		}
+	}
+	t.mu.Unlock()
+	for _, gone := range leaving {
+		if err := gone(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // drainLocked makes n and all below it Draining, and ends what nobody holds.

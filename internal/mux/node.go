@@ -52,10 +52,11 @@ type node struct {
 	transport Transport // sshConnection
 	link      peer      // the others
 	hello     agent.Hello
-	slot      bool     // counts among the target's interpreters
-	slots     slots    // of a root
-	tokens    [][]byte // localAgent: what may attach
-	claimed   bool     // localAgent: something did
+	gone      func(context.Context) error // becomeAgent: waits for the end of its process
+	slot      bool                        // counts among the target's interpreters
+	slots     slots                       // of a root
+	tokens    [][]byte                    // localAgent: what may attach
+	claimed   bool                        // localAgent: something did
 
 	runs          map[*runState]bool // runs that used the node and have not ended
 	uses          map[use]bool       // connections: who used it for which inventory name

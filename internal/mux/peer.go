@@ -29,6 +29,7 @@ type spawned interface {
 	Recv(ctx context.Context) (agent.Event, error)
 	Close()
 	Conn() agent.Conn
+	Gone(ctx context.Context) error
 }
 
 // connectFunc is agent.Connect, as the tree sees it.

@@ -172,6 +172,28 @@ func TestResetDrains(t *testing.T) {
 	}
 }
 
+func TestVacate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, _ := newTree(t, Options{})
+		acquire(t, tree, run("r1"), "h1", sudoPath...).Release()
+		for _, other := range [][3]string{{"r1", "h1", "nobody"}, {"r1", "h2", "root"}, {"r2", "h1", "root"}} {
+			if err := tree.Vacate(t.Context(), other[0], other[1], other[2]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		used := acquire(t, tree, run("r1"), "h1", sudoPath...)
+		if err := tree.Vacate(t.Context(), "r1", "h1", "root"); err != nil {
+			t.Fatal(err)
+		}
+		wantNames(t, tree, "[ssh h1=ready ssh h1=ready sudo root=ready]") // a job's account keeps its agent
+		used.Release()
+		if err := tree.Vacate(t.Context(), "r1", "h1", "root"); err != nil {
+			t.Fatal(err)
+		}
+		wantNames(t, tree, "[ssh h1=ready ssh h1=ready]")
+	})
+}
+
 // TestRetire: an agent that is stale stays with those who hold it; the next request has another one, on the same connection.
 func TestRetire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

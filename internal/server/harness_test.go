@@ -47,6 +47,7 @@ type fakeTree struct {
 	acquired []acquisition
 	resets   []acquisition
 	ended    []string
+	vacated  []string
 	endings  chan string // gets each ended run
 	nodes    []mux.NodeInfo
 }
@@ -68,6 +69,13 @@ func (f *fakeTree) Reset(run, host string, path hop.Path) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.resets = append(f.resets, acquisition{hop.Run{ID: run}, host, path})
+}
+
+func (f *fakeTree) Vacate(_ context.Context, run, host, account string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.vacated = append(f.vacated, run+" "+host+" "+account)
+	return f.err
 }
 
 func (f *fakeTree) EndRun(run string) {

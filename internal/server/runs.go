@@ -97,6 +97,12 @@ func (s *runsService) Reset(ctx context.Context, in *muxv1.ResetRequest) (*muxv1
 	if _, err := s.runs.lookUp(in.GetRun()); err != nil {
 		return nil, statusOf(ctx, in.GetHost(), err)
 	}
+	if account := in.GetAccount(); account != "" {
+		if err := s.o.Tree.Vacate(ctx, in.GetRun(), in.GetHost(), account); err != nil {
+			return nil, statusOf(ctx, in.GetHost(), err)
+		}
+		return &muxv1.ResetReply{}, nil
+	}
 	var path hop.Path
 	if len(in.GetPath().GetHops()) > 0 {
 		var err error

@@ -126,6 +126,12 @@ func TestReset(t *testing.T) {
 	if r := d.tree.resets; len(r) != 2 || r[0].run.ID != run || r[0].host != "web1" || r[0].path != nil || r[1].path[0].SSH.Host != "h1" {
 		t.Errorf("resets %+v", r)
 	}
+	if _, err := d.runs.Reset(within(t), &muxv1.ResetRequest{Run: run, Host: "web1", Account: "app"}); err != nil {
+		t.Fatal(err)
+	}
+	if v := d.tree.vacated; len(v) != 1 || v[0] != run+" web1 app" || len(d.tree.resets) != 2 {
+		t.Errorf("vacated %q", v)
+	}
 	if _, err := d.runs.Reset(within(t), &muxv1.ResetRequest{Run: "none"}); FaultOf(err).Kind != fault.RunUnknown {
 		t.Errorf("of no run: %v", err)
 	}

@@ -80,14 +80,16 @@ class DetachReply(_message.Message):
     def __init__(self) -> None: ...
 
 class ResetRequest(_message.Message):
-    __slots__ = ("run", "host", "path")
+    __slots__ = ("run", "host", "path", "account")
     RUN_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    ACCOUNT_FIELD_NUMBER: _ClassVar[int]
     run: str
     host: str
     path: _path_pb2.Path
-    def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ...) -> None: ...
+    account: str
+    def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ..., account: _Optional[str] = ...) -> None: ...
 
 class ResetReply(_message.Message):
     __slots__ = ()

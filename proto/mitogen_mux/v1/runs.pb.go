@@ -375,10 +375,13 @@ func (*DetachReply) Descriptor() ([]byte, []int) {
 }
 
 type ResetRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Run           string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"` // inventory name: nodes that this run opened for it
-	Path          *Path                  `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"` // and the node of this path, if any
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Run   string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	Host  string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"` // inventory name: nodes that this run opened for it
+	Path  *Path                  `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"` // and the node of this path, if any
+	// Not empty: of the nodes opened for the host, only the idle ones of this become account, whose processes have gone when the answer
+	// comes. For what is refused while an account has processes.
+	Account       string `protobuf:"bytes,4,opt,name=account,proto3" json:"account,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -432,6 +435,13 @@ func (x *ResetRequest) GetPath() *Path {
 		return x.Path
 	}
 	return nil
+}
+
+func (x *ResetRequest) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
 }
 
 type ResetReply struct {
@@ -1000,11 +1010,12 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"agent_name\x18\a \x01(\tR\tagentName\"!\n" +
 	"\rDetachRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\"\r\n" +
-	"\vDetachReply\"^\n" +
+	"\vDetachReply\"x\n" +
 	"\fResetRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12(\n" +
-	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\"\f\n" +
+	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12\x18\n" +
+	"\aaccount\x18\x04 \x01(\tR\aaccount\"\f\n" +
 	"\n" +
 	"ResetReply\"*\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
