@@ -10,7 +10,7 @@ import time
 
 
 def enter(environ, added, cwd, nofile):
-    """Makes the child's surroundings what a new process of the account would find."""
+    """Makes the child's surroundings what a new process of the account would find. Says whether the locale is to be another."""
     before = dict(os.environ)
     decode_name = os.fsdecode if PY3 else bytes
     if environ:
@@ -21,12 +21,6 @@ def enter(environ, added, cwd, nofile):
     changed = set(name for name in ('TZ', 'LANG', 'LC_ALL', 'LC_CTYPE') if os.environ.get(name) != before.get(name))
     if 'TZ' in changed:
         time.tzset()
-    if PY3 and changed - set(['TZ']):
-        import locale
-        try:
-            locale.setlocale(locale.LC_CTYPE, '')   # as Python 3 does when it starts
-        except locale.Error:
-            pass
     try:
         if cwd:
             os.chdir(cwd)
@@ -37,14 +31,41 @@ def enter(environ, added, cwd, nofile):
         except OSError:
             os.chdir('/')
     if nofile:
-        import resource
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = nofile if hard == resource.RLIM_INFINITY else min(hard, nofile)
+        limit_files(nofile)
+    return bool(changed - set(['TZ']))
+
+
+def limit_files(nofile):
+    """As AnsiballZ's wrapper does."""
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = nofile if hard == resource.RLIM_INFINITY else min(hard, nofile)
+    try:
+        if wanted != soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except ValueError:
+        pass    # some systems lie about their hard limit
+
+
+def choose_locale(given):
+    """As Python 3 does when it starts; 3.7 and newer choose again if that is the C locale, unless they are told so (PEP 538). given: the
+    environment of the task."""
+    import locale
+    if not any(entry.startswith(b'LC_CTYPE=') for entry in given):
+        uncoerce()
+    locale.setlocale(locale.LC_CTYPE, 'C')      # that of a process that begins
+    names = ['']
+    if sys.version_info >= (3, 7) and not os.environ.get('LC_ALL'):
+        names += ['C.UTF-8', 'C.utf8', 'UTF-8']
+    for name in names:
         try:
-            if wanted != soft:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except ValueError:
-            pass    # some systems lie about their hard limit
+            locale.setlocale(locale.LC_CTYPE, name)
+        except locale.Error:
+            pass
+        if locale.setlocale(locale.LC_CTYPE) != 'C':
+            if name:
+                os.environ['LC_CTYPE'] = name
+            return
 
 
 def refresh(resolver, packages):

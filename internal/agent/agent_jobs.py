@@ -148,7 +148,8 @@ class Module(Job):
             self.report = mmap.mmap(-1, REPORT_SIZE)
 
         def child():
-            enter(fields[6], fields[4], fields[5], nofile)
+            if enter(fields[6], fields[4], fields[5], nofile) and PY3:
+                choose_locale(fields[6] + fields[4])
             refresh(agent.resolver, agent.packages)
             if not keep:
                 agent.unload()

@@ -403,6 +403,32 @@ def test_the_locale_is_that_of_a_new_process(start, python):
             assert bytes(modules.run(ask).data) == plain
 
 
+CHOSEN = 'import locale, os, sys; sys.stdout.write(repr([os.environ.get("LC_CTYPE"), locale.setlocale(locale.LC_CTYPE)])); sys.exit(0)'
+
+
+@pytest.mark.parametrize('login', [{}, {'LANG': 'C.UTF-8'}, {'LC_ALL': 'C'}, {'LC_CTYPE': 'C.UTF-8'}], ids=lambda login: '-'.join(login) or 'none')
+def test_the_locale_of_a_task_is_chosen_anew(start, python, login):
+    """What `environment:` says of it, as an interpreter that starts with it would take it."""
+    login = dict(PATH=os.environ['PATH'], **login)
+    modules = Modules(start(env=login))
+    digest = modules.add(CHOSEN)
+    for task in (
+        {},
+        {'LANG': 'C'},
+        {'LANG': 'C.UTF-8'},
+        {'LANG': 'none.such'},
+        {'LC_ALL': 'C.UTF-8'},
+        {'LC_ALL': 'C'},
+        {'LC_ALL': ''},
+        {'LC_CTYPE': 'C'},
+        {'LC_CTYPE': 'C.UTF-8'},
+        {'LC_ALL': 'C', 'LANG': 'C.UTF-8'},
+    ):
+        plain = subprocess.check_output([python, '-c', CHOSEN], env=dict(login, **task))
+        ours = modules.again(digest, *[(4, ('%s=%s' % entry).encode()) for entry in task.items()])
+        assert (task, bytes(ours.data)) == (task, plain)
+
+
 def test_same_bytes_in_two_places(modules):
     """Code is shared by content, but each file keeps its name."""
     body = b'import sys\nwhere = sys._getframe().f_code.co_filename\n'
