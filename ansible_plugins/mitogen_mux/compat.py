@@ -12,10 +12,15 @@ import time
 import typing as t
 
 from ansible import constants as C
+from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor import module_common
 
 BUILT_MODULE: t.Any = getattr(module_common, '_BuiltModule', None)
 """What ``modify_module`` returns: a tuple (data, style, shebang) up to 2.18, this class since 2.19."""
+
+BECOME_TIMEOUT: type[AnsibleError] = AnsibleError if BUILT_MODULE is None else AnsibleConnectionFailure
+"""What the core raises for a become tool that neither asks nor starts the command in time: a failed task up to 2.18, an unreachable host
+since 2.19."""
 
 LOADER = '' if BUILT_MODULE is None else 'ansible.module_utils._internal._ansiballz._loader'
 """The payload's own entry point: runpy up to 2.18, a module of the payload since 2.19."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ansible.errors import AnsibleAuthenticationFailure, AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 
+from . import compat
 from .client import DEADLINE_EXCEEDED, UNAVAILABLE, RpcError
 from .v1 import error_pb2
 
@@ -15,6 +16,7 @@ _CLASSES: dict[int, type[AnsibleError]] = {
     error_pb2.Error.AGENT_VERSION: AnsibleConnectionFailure,
     error_pb2.Error.AGENT_DIED: AnsibleConnectionFailure,
     error_pb2.Error.TIMED_OUT: AnsibleConnectionFailure,
+    error_pb2.Error.BECOME_TIMEOUT: compat.BECOME_TIMEOUT,
     error_pb2.Error.UNSUPPORTED: AnsibleConnectionFailure,
     error_pb2.Error.FILE_NOT_FOUND: AnsibleFileNotFound,
 }

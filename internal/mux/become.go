@@ -164,7 +164,7 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 		e.Hint = "check the become password of this host"
 	case become.TimedOut:
 		e.Kind = fault.BecomeTimeout
-		e.Message = "Timed out waiting for " + b.Method + " after " + strconv.Itoa(int(dialogueTimeout(b).Seconds())) + " s"
+		e.Message = "Timeout (" + strconv.Itoa(int(dialogueTimeout(b).Seconds())) + "s) waiting for privilege escalation prompt"
 		e.Hint = "the tool neither ran the command nor asked in the way its become plugin expects; if it is only slow, raise the timeout"
 	default:
 		e.Kind, e.Message = fault.BecomeFailed, b.Method+" refused"
