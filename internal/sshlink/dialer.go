@@ -32,13 +32,14 @@ type Dialer struct {
 	resolve func(ctx context.Context, h *hop.SSH, p *place) (*config, error)
 	configs *resolver
 	memory  *memory
+	jumps   *jumps
 }
 
 var _ mux.Dialer = (*Dialer)(nil)
 
 // New returns a Dialer.
 func New(o Options) *Dialer {
-	d := &Dialer{log: o.Log, configs: newResolver(), memory: &memory{}, network: dialTCP}
+	d := &Dialer{log: o.Log, configs: newResolver(), memory: &memory{}, jumps: &jumps{}, network: dialTCP}
 	d.resolve = d.configs.resolve
 	if d.log == nil {
 		d.log = hclog.NewNullLogger()

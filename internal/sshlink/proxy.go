@@ -19,37 +19,55 @@ import (
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 )
 
-// jump connects through the hosts of ProxyJump. As with ssh, each is configured by the configuration files alone, and nobody
-// gives them the target's password or key.
+// jump connects through the hosts of ProxyJump, whose connections are shared. As with ssh, each is configured by the configuration
+// files alone, and nobody gives them the target's password or key.
 func (a *attempt) jump(ctx context.Context) (net.Conn, error) {
-	var last *transport
+	var last *jumpHost
+	way := []string{a.hop.Executable, a.cfg.ConfigFile, a.place.run.Cwd, strings.Join(a.place.run.Environ, "\x00")}
 	for spec := range strings.SplitSeq(a.cfg.ProxyJump, ",") {
-		next, err := a.jumpHost(ctx, strings.TrimSpace(spec), last)
-		if err != nil {
-			if last != nil {
-				_ = last.Close()
+		spec = strings.TrimSpace(spec)
+		way = append(way, spec)
+		below := last
+		next, err := a.d.jumps.acquire(ctx, strings.Join(way, "\x01"), func(ctx context.Context) (*transport, error) {
+			var via *transport
+			if below != nil {
+				via = below.transport
 			}
-			if f, ok := errors.AsType[*fault.Error](err); ok {
-				at := &fault.Error{
-					Kind: f.Kind, Message: fmt.Sprintf("ProxyJump %s of %s: %s", spec, a.cfg.Host, f.Message), Hint: f.Hint,
-					Stderr: f.Stderr, Cause: f.Cause,
-				}
-				if r, refused := errors.AsType[*refusal](err); refused {
-					return nil, &refusal{fault: at, left: r.left}
-				}
-				return nil, at
+			t, err := a.jumpHost(ctx, spec, via)
+			if err == nil && below != nil {
+				t.below = a.d.jumps.share(below)
 			}
-			return nil, err
+			return t, err
+		})
+		if last != nil {
+			_ = last.Close()
 		}
-		next.below = last
+		if err != nil {
+			return nil, a.atJump(spec, err)
+		}
 		last = next
 	}
-	conn, err := last.forward(ctx, a.cfg.HostName, a.cfg.Port)
+	conn, err := last.transport.forward(ctx, a.cfg.HostName, a.cfg.Port)
 	if err != nil {
 		_ = last.Close()
 		return nil, err
 	}
 	return &jumped{Conn: conn, through: last}, nil
+}
+
+// atJump says at which jump host a failure was.
+func (a *attempt) atJump(spec string, err error) error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err
+	}
+	at := &fault.Error{
+		Kind: f.Kind, Message: fmt.Sprintf("ProxyJump %s of %s: %s", spec, a.cfg.Host, f.Message), Hint: f.Hint, Stderr: f.Stderr, Cause: f.Cause,
+	}
+	if r, refused := errors.AsType[*refusal](err); refused {
+		return &refusal{fault: at, left: r.left}
+	}
+	return at
 }
 
 // jumpHost opens the connection to one jump host: [user@]host[:port], or an ssh:// URI.
@@ -90,10 +108,10 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// jumped is a connection through jump hosts; they live as long as it does.
+// jumped is a connection through jump hosts; it holds the last of them.
 type jumped struct {
 	net.Conn
-	through *transport
+	through *jumpHost
 }
 
 // Close implements net.Conn.

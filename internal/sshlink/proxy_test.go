@@ -78,6 +78,63 @@ func testProxyJump(t *testing.T, way string) {
 	}
 }
 
+// TestJumpHostsAreShared: one connection to each jump host of a chain, however many targets are behind it, also at the same time; it
+// ends with the last of them. A jump host that was lost is connected anew.
+func TestJumpHostsAreShared(t *testing.T) {
+	s := startSite(t, 4)
+	sshtest.WriteFile(t, s.file, "Host s2 s3\n ProxyJump s0,s1\n"+s.config)
+	d := New(Options{})
+	dial := func(host string) (mux.Transport, error) {
+		return d.Dial(t.Context(), &hop.SSH{Host: host, HostKeyChecking: true, TimeoutSeconds: 60, Args: []string{"-F", s.file}}, s.run)
+	}
+	for range 2 {
+		hosts := []string{"s2", "s3", "s3", "s2", "s3"}
+		links := make(chan mux.Transport, len(hosts))
+		for _, host := range hosts {
+			go func() {
+				link, err := dial(host)
+				if err != nil {
+					t.Error(err)
+				}
+				links <- link
+			}()
+		}
+		var all []mux.Transport
+		for range hosts {
+			if link := <-links; link != nil {
+				all = append(all, link)
+			}
+		}
+		if a, b := s.servers[0].Connections(), s.servers[1].Connections(); a != 1 || b != 1 {
+			t.Errorf("%d and %d connections to the jump hosts", a, b)
+		}
+		for i, link := range all {
+			if got := output(t, link, "echo hello", "", mux.ExecOptions{}); got.stdout != "hello\n" {
+				t.Errorf("%d: got %+v", i, got)
+			}
+			_ = link.Close()
+		}
+		for _, server := range s.servers {
+			waitFor(t, func() bool { return server.Connections() == 0 })
+		}
+	}
+	old, err := dial("s2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.servers[0].DropAll()
+	<-old.Done()
+	anew, err := dial("s2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = old.Close()
+	if got := output(t, anew, "echo hello", "", mux.ExecOptions{}); got.stdout != "hello\n" {
+		t.Errorf("got %+v", got)
+	}
+	_ = anew.Close()
+}
+
 func TestProxyJumpFailures(t *testing.T) {
 	s := startSite(t, 2)
 	_, err := s.dial(t.Context(), t, native, "s1", "Host s1\n ProxyJump gone\nHost gone\n HostName 127.0.0.1\n Port 1")

@@ -26,7 +26,7 @@ type transport struct {
 	place *place
 	name  string
 	notes []mux.Note
-	below *transport // the jump host's connection that this one runs through; closed after it
+	below *jumpHost // the jump host that this one runs through; closed after it
 
 	forwardsAgent bool
 	slots         chan struct{} // one for each session that may be open
