@@ -193,25 +193,25 @@ func (c *processConn) exited() {
 	}
 }
 
-// explain says better why an agent did not start, by the exit code of its process.
+// explain says better why an agent did not start, by the exit code of its process. One that ended by itself before stage 1 spoke was no
+// Python that could run it: nothing was done, and what plain Ansible gets from that interpreter can be had from it.
 func explain(err error, code int, interpreter string) error {
 	e, ok := errors.AsType[*fault.Error](err)
-	if !ok || e.Kind != fault.AgentDied {
+	if !ok || e.Kind != fault.AgentDied || code < 0 || code >= signalled {
 		return err
-	}
-	if !missing(code) {
-		said := *e
-		if said.Hint == "" {
-			said.Hint = "Its account may have no shell (nologin), only a forced command, or a shell that does not execute what it is given."
-		}
-		return &said
 	}
 	said := *e
 	said.Kind, said.Cause = fault.InterpreterMissing, nil
 	said.Message = "cannot start " + interpreter
+	if !missing(code) {
+		said.Message = interpreter + " is no Python that can run an agent"
+	}
 	said.Hint = "set ansible_python_interpreter to a Python of the target"
 	return &said
 }
+
+// signalled is the least exit code of a process that a signal has ended, as a shell says it.
+const signalled = 128
 
 // missing tells by the exit code a command that is not there, or cannot be executed, from one that failed (POSIX).
 func missing(code int) bool { return code == 127 || code == 126 }

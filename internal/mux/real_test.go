@@ -183,7 +183,7 @@ func TestRealBecome(t *testing.T) {
 		{"refuse", "secret", fault.BecomeFailed, "bob is not in the sudoers file."},
 		{"nomarker", "secret", fault.BecomeFailed, "(exit code 0)"},
 		{"echoed", "secret", fault.BecomeFailed, "(exit code 3)"},
-		{"noshell", "secret", fault.AgentDied, "This account is currently not available."},
+		{"noshell", "secret", fault.InterpreterMissing, "This account is currently not available."},
 		{"nopython", "secret", fault.InterpreterMissing, "no-such-python"},
 	} {
 		t.Run(c.mode+"/"+c.password, func(t *testing.T) {
@@ -280,9 +280,9 @@ func TestRealInterpreter(t *testing.T) {
 	}{
 		"missing":     {"/bin/sh", "/nonexistent/python3", fault.InterpreterMissing, "not found"},
 		"a directory": {"/bin/sh", "/etc", fault.InterpreterMissing, ""},
-		"no python":   {"/bin/sh", "/bin/false", fault.AgentDied, ""},
-		"broken":      {"/bin/sh", "/bin/sh", fault.AgentDied, ""},
-		"nologin":     {"testdata/nologin", "python3", fault.AgentDied, "This account is currently not available."},
+		"no python":   {"/bin/sh", "/bin/false", fault.InterpreterMissing, ""},
+		"broken":      {"/bin/sh", "/bin/sh", fault.InterpreterMissing, ""},
+		"nologin":     {"testdata/nologin", "python3", fault.InterpreterMissing, "This account is currently not available."},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tree, _ := realTree(t, c.shell)
