@@ -85,6 +85,7 @@ type identity struct {
 	public ssh.PublicKey
 	signer ssh.Signer
 	cert   *ssh.Certificate // beside the key, FILE-cert.pub
+	absent bool             // there is no private part, not even one that we cannot use
 }
 
 // loadKeys collects the keys for a connection. The agent's connection stays open in the ring, as signing needs it.
@@ -169,7 +170,7 @@ func (r *keyring) order(c *config, p *place, identities []*identity, held []ssh.
 		case id.signer != nil:
 			r.add(c, id.signer, id.path)
 		case slices.ContainsFunc(held, func(s ssh.Signer) bool { return equalKeys(s.PublicKey(), id.public) }):
-		case strings.HasPrefix(id.public.Type(), "sk-"):
+		case strings.HasPrefix(id.public.Type(), "sk-") && !id.absent:
 			r.hardware = append(r.hardware, id.path)
 			r.skip("%s: its private key is in a security key", id.path)
 		default:
@@ -198,7 +199,7 @@ func (r *keyring) loadIdentity(c *config, p *place, h *hop.SSH, file string) (*i
 			}
 			return nil, nil // no identity and no reason to stop
 		}
-		return &identity{path: path, public: public}, nil
+		return &identity{path: path, public: public, absent: true}, nil
 	}
 	id := &identity{path: path}
 	if bytes.Contains(data, []byte("PRIVATE KEY")) && tooOpen(path) {

@@ -3,6 +3,7 @@ package sshlink
 import (
 	"crypto"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -391,5 +392,57 @@ func TestDialogueInPieces(t *testing.T) {
 		if said != "no\n" || d.verdict() == nil || !strings.Contains(d.verdict().Message, "ED25519 key SHA256:abc of h") {
 			t.Fatalf("cut at %d: %q, %v", cut, said, d.verdict())
 		}
+	}
+}
+
+// TestSecurityKey: a key whose private part is in a device (FIDO) is left to the user's ssh, once the server has refused all else.
+func TestSecurityKey(t *testing.T) {
+	const kind, application = "sk-ssh-ed25519@openssh.com", "ssh:"
+	public := ssh.Marshal(struct {
+		Kind  string
+		Point []byte
+		App   string
+	}{kind, make([]byte, 32), application})
+	private := ssh.Marshal(struct {
+		Check1, Check2                     uint32
+		Kind                               string
+		Point                              []byte
+		App                                string
+		Flags                              byte
+		Handle, Reserved, Comment, Padding string
+	}{7, 7, kind, make([]byte, 32), application, 1, "handle", "", "", ""})
+	private = private[:len(private)-4] // the padding has no length of its own
+	for i := byte(1); len(private)%8 != 0; i++ {
+		private = append(private, i)
+	}
+	file := append([]byte("openssh-key-v1\x00"), ssh.Marshal(struct {
+		Cipher, KDF, Options string
+		Keys                 uint32
+		Public, Private      []byte
+	}{"none", "none", "", 1, public, private})...)
+	key := filepath.Join(t.TempDir(), "id_sk")
+	sshtest.WriteFile(t, key, string(pem.EncodeToMemory(&pem.Block{Type: "OPENSSH PRIVATE KEY", Bytes: file})))
+	sshtest.WriteFile(t, key+".pub", kind+" "+base64.StdEncoding.EncodeToString(public)+"\n")
+	for _, c := range []struct {
+		name  string
+		gone  bool
+		dials int
+	}{{"there", false, 2}, {"only its public part", true, 1}} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.gone {
+				if err := os.Remove(key); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := newBench(t)
+			b.hop.PrivateKey = hop.Secret{}
+			b.listening(t)
+			b.hop.Transport, b.hop.PrivateKeyFile = "", key
+			_, err := b.dial(t.Context())
+			failsAs(t, err, fault.AuthFailed)
+			if b.dials != c.dials {
+				t.Errorf("%d connections, want %d", b.dials, c.dials)
+			}
+		})
 	}
 }
