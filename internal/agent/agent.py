@@ -5,9 +5,9 @@ it: run this module, run this command, take or give this file. Every job is a fo
 job does to the interpreter outlives it. The agent knows no address and opens no connection; it answers, and ends with its link.
 
 Python 2.7 and 3.6 or newer, standard library only, one thread: Agent.run below is its one loop. What is sent is one text, these
-sections in this order: agent_frames.py, agent_payload.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_jobs.py, agent.py. They are apart
-for the reader only, share their names, and each can be read knowing those before it. Stage 1 executes the text with SOURCE (its
-compressed bytes) and NAME (whose it is, for people who look at the process).
+sections in this order: agent_frames.py, agent_payload.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_chain.py,
+agent_jobs.py, agent.py. They are apart for the reader only, share their names, and each can be read knowing those before it. Stage 1
+executes the text with SOURCE (its compressed bytes) and NAME (whose it is, for people who look at the process).
 """
 import binascii
 import collections
@@ -40,7 +40,8 @@ class SelectPoll(object):
         return [(fd, 1) for fd in ready[0]] + [(fd, 4) for fd in ready[1]]
 
 
-KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs}
+KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder}
+CHAINED = 128           # a bit of the kind
 MOST_URGENT = 1024      # frames: a daemon that asks without listening is not read any further
 
 
@@ -59,6 +60,8 @@ class Agent(object):
         self.resolver = None    # res_init, if it has to be called
         self.packages = package_folders()   # as this interpreter found them when it started
         self.streams = {}
+        self.chains = {}
+        self.folders = {}       # made and not removed: whose they are
         self.last = 0           # highest stream number seen
         self.jobs = {}          # children not yet waited for, by pid
         self.lost = self.stopping = False
@@ -94,7 +97,7 @@ class Agent(object):
         while True:
             self.flush()
             if self.lost and not any(job.stays for job in self.jobs.values()):
-                break
+                return self.tidy()
             try:
                 events = self.poller.poll()
             except (OSError, select.error) as e:
@@ -209,12 +212,15 @@ class Agent(object):
         elif kind == DROP:
             self.forget(set(payload[at:at + 32] for at in range(0, len(payload), 32)))
         elif kind == OPEN:
-            kind = bytearray(payload)[0]
+            kind = bytearray(payload)[0] & ~CHAINED
             if number <= self.last or kind not in KINDS:
                 raise ProtocolError('stream %d opened twice or late, or of kind %d' % (number, kind))
             self.last = number
             stream = self.streams[number] = KINDS[kind](self, number)
-            self.guard(stream, stream.start, payload[1:])
+            if kind == bytearray(payload)[0]:
+                self.guard(stream, stream.start, payload[1:])
+            else:
+                self.guard(stream, self.enchain, stream, payload[1:])
         elif number in self.streams:
             self.guard(self.streams[number], self.streams[number].frame, kind, payload)
         elif number > self.last:
@@ -232,6 +238,24 @@ class Agent(object):
             stream.abort('not-found' if e.errno in (errno.ENOENT, errno.ENOTDIR) else 'io', os.strerror(e.errno or errno.EIO))
         except Exception as e:
             stream.abort('bad-request', repr(e))
+
+    def enchain(self, stream, payload):
+        """Puts a stream in its chain."""
+        end = 2 + SHORT.unpack(payload[:2])[0] if len(payload) > 1 else 0
+        place = unpack(payload[2:end], range(1, 8))
+        number = int(place[1] or 0)
+        if number not in self.chains:
+            self.chains[number] = Chain(self, number, int(place[3] or 0))
+        self.chains[number].add(stream, place, payload[end:])
+
+    def tidy(self):
+        """Removes the folders of actions that nobody will come back to."""
+        for path, uid in list(self.folders.items()):
+            try:
+                with Acting(uid):
+                    remove_tree(path)
+            except (Failure, OSError):
+                pass    # somebody else was quicker, or the disk has gone
 
     def log(self, level, text):
         self.send(LOG, 0, bytes(bytearray([level])) + to_bytes(text)[:MAX_TEXT])

@@ -14,6 +14,7 @@ MAX_TEXT = 4096
 HEADER = struct.Struct('>IBI')
 FIELD = struct.Struct('>BI')
 NUMBER = struct.Struct('>I')
+SHORT = struct.Struct('>H')
 
 HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG = range(1, 14)
 

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import pwd
 import select
 import stat
 import time
@@ -145,6 +146,9 @@ class Stream(object):
 
     accepts = ()        # which of DATA and TTY the daemon may send
     terminal = None     # 'stdio' or 'controlling', of jobs that have one
+    chain = None        # that the stream is of
+    held = None         # what came before it was its turn
+    printed = None      # its DATA, for guards of the chain; None: nobody asks
 
     def __init__(self, agent, number):
         self.agent = agent
@@ -160,9 +164,25 @@ class Stream(object):
     def start(self, record):
         raise NotImplementedError
 
+    def begin(self, record):
+        """Its turn in a chain has come."""
+        held, self.held = self.held, None
+        self.opened = clock()
+        self.start(record)
+        try:
+            for kind, payload in held:
+                if not self.done:
+                    self.frame(kind, payload)
+        except ProtocolError as e:
+            raise Failure('bad-request', e)
+
     def frame(self, kind, payload):
         """A frame of the daemon on this stream."""
-        if kind == CREDIT:
+        if self.held is not None and kind != CANCEL:
+            self.held.append((kind, payload))
+            if sum(len(waiting) for _, waiting in self.held) > WINDOW:
+                raise ProtocolError('more than a window on stream %d, which has not begun' % self.number)
+        elif kind == CREDIT:
             self.credit += NUMBER.unpack(payload)[0]
             for source in self.sources:
                 source.update()
@@ -193,6 +213,10 @@ class Stream(object):
 
     def produced(self, kind, data):
         """A source has data."""
+        if self.printed is not None and kind == DATA:
+            self.printed.append(data)
+            if sum(len(part) for part in self.printed) > WINDOW:
+                self.printed = None     # too much to be an answer that a guard could want
         self.agent.send(kind, self.number, data)
 
     def last_look(self, source):
@@ -208,6 +232,8 @@ class Stream(object):
             self.release()
             self.agent.send(RESULT, self.number, pack(*fields))
             del self.agent.streams[self.number]
+            if self.chain:
+                self.chain.ended(self, dict(fields))
 
     def abort(self, kind, text=''):
         """It cannot go on, or shall not."""
@@ -223,6 +249,63 @@ class Stream(object):
             source.close()
 
 
+class Acting(object):
+    """Lets root do as another account would, with its files and its rights; any other account does as itself."""
+
+    def __init__(self, uid):
+        self.uid = int(uid or 0) if os.geteuid() == 0 else 0
+
+    def __enter__(self):
+        if self.uid:
+            try:
+                account = pwd.getpwuid(self.uid)
+            except KeyError:
+                raise Failure('io', 'There is no account %d' % self.uid)
+            self.before = os.getgroups(), os.getegid()
+            os.initgroups(account.pw_name, account.pw_gid)
+            os.setegid(account.pw_gid)
+            os.seteuid(self.uid)
+
+    def __exit__(self, *_):
+        if self.uid:
+            os.seteuid(0)
+            os.setegid(self.before[1])
+            os.setgroups(self.before[0])
+
+
+class Folder(Stream):
+    """A folder for what an action needs on its way: made, or removed with all that is in it."""
+
+    def start(self, record):
+        fields = unpack(record, (1, 2, 3))
+        path = fields[1]
+        with Acting(fields[3]):
+            if fields[2] == b'1':
+                remove_tree(path)
+                self.agent.folders.pop(path, None)
+            else:
+                missing = []
+                parent = os.path.dirname(path)
+                while parent and not os.path.isdir(parent):
+                    missing.append(parent)
+                    parent = os.path.dirname(parent)
+                for parent in reversed(missing):
+                    os.mkdir(parent, 0o700)
+                os.mkdir(path, 0o700)
+                self.agent.folders[path] = fields[3]
+        self.finish()
+
+
+def remove_tree(path):
+    """As rm -rf."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        for name in os.listdir(path):
+            remove_tree(os.path.join(path, name))
+        os.rmdir(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
 class Put(Stream):
     """A file comes: written beside its destination, moved there when it is whole."""
 
@@ -230,18 +313,20 @@ class Put(Stream):
     fd = None
 
     def start(self, record):
-        fields = unpack(record, (1, 2, 3, 4))
-        self.path = os.path.realpath(fields[1])     # a link is followed, as open() would
+        fields = unpack(record, (1, 2, 3, 4, 5))
+        self.acting = Acting(fields[5])
         self.size = self.left = int(fields[2] or 0)
         self.digest = fields[4]
         self.trailer = b''
         self.hash = hashlib.sha256()
         self.mode = 0o666 & ~self.agent.umask
-        self.owner = self.look()
-        if fields[3]:
-            self.mode = int(fields[3])
-        self.temporary = os.path.join(os.path.dirname(self.path), b'.mitogen-mux.' + binascii.hexlify(os.urandom(8)))
-        self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with self.acting:
+            self.path = os.path.realpath(fields[1])     # a link is followed, as open() would
+            self.owner = self.look()
+            if fields[3]:
+                self.mode = int(fields[3])
+            self.temporary = os.path.join(os.path.dirname(self.path), b'.mitogen-mux.' + binascii.hexlify(os.urandom(8)))
+            self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
 
     def look(self):
         """Takes the mode of a file that is there already, and returns its owner. Refuses what open() would, and what it would not
@@ -284,8 +369,15 @@ class Put(Stream):
                 pass    # only root may: then the new file is ours
         os.fchmod(self.fd, self.mode)
         os.fsync(self.fd)
-        os.rename(self.temporary, self.path)
-        self.temporary = None
+        with self.acting:
+            os.rename(self.temporary, self.path)
+            self.temporary = None
+            if os.path.dirname(self.path) not in self.agent.folders:
+                self.settle()
+        self.finish((9, self.size), (10, self.hash.digest()))
+
+    def settle(self):
+        """Makes the new name last."""
         try:
             folder = os.open(os.path.dirname(self.path), os.O_RDONLY)
             try:
@@ -294,7 +386,6 @@ class Put(Stream):
                 os.close(folder)
         except OSError:
             pass    # not every folder can be read, not every file system knows this
-        self.finish((9, self.size), (10, self.hash.digest()))
 
     def release(self):
         if self.fd is not None:
@@ -302,7 +393,8 @@ class Put(Stream):
             self.fd = None
             try:
                 if self.temporary:
-                    os.unlink(self.temporary)
+                    with self.acting:
+                        os.unlink(self.temporary)
             except OSError:
                 pass    # somebody else was quicker, or the disk has gone
 

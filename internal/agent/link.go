@@ -65,6 +65,8 @@ type Link struct {
 	logsLeft int
 
 	sent, received, roundTrips int64
+
+	lastChain uint32
 }
 
 func newLink(conn Conn, in *bufio.Reader, o Options) *Link {

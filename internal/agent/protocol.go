@@ -23,6 +23,8 @@ const (
 	maxVersion   = 64
 	maxPath      = 4096
 	maxAccount   = 256
+	maxPlace     = 8 << 10 // a chained request's place
+	maxChain     = 4096    // requests
 	headerLength = 9
 )
 
@@ -89,6 +91,7 @@ const (
 	KindGet     Kind = 4
 	KindSpawn   Kind = 5
 	KindBlobs   Kind = 6
+	KindFolder  Kind = 7
 )
 
 // answers says which frames the agent may send on a stream of a kind. CREDIT and RESULT it may always send: what it may not, the
@@ -100,6 +103,7 @@ var answers = map[Kind]map[FrameType]bool{
 	KindGet:     {TypeData: true, TypeEnd: true},
 	KindSpawn:   {TypeData: true, TypeErr: true, TypeTTY: true, TypeEnd: true},
 	KindBlobs:   {},
+	KindFolder:  {},
 }
 
 // Hello is the agent's first word.
@@ -113,7 +117,7 @@ type Hello struct {
 	Account    string
 }
 
-// Request is what a stream is opened for: Module, Command, Put, Get, Spawn or Blobs.
+// Request is what a stream is opened for: Module, Command, Put, Get, Spawn, Blobs or Folder, or one of them as Chained.
 type Request interface {
 	kind() Kind
 	fields(b *record)
@@ -147,6 +151,7 @@ type Put struct {
 	Size   uint64
 	Mode   *uint32          // nil: an existing file's, else 0666 less the umask
 	SHA256 blobcache.Digest // zero: it follows the body as a trailer
+	UID    uint32           // whose file it shall be, if the agent is root; 0: the agent's own
 }
 
 // Get reads a file.
@@ -171,6 +176,14 @@ type Spawn struct {
 // Blobs is the stream that Link.SendBlobs opens.
 type Blobs struct{}
 
+// Folder makes a folder that only its owner may enter, and the parents it lacks likewise; or removes one with all that is in it. A folder
+// that was made and not removed goes when the agent does.
+type Folder struct {
+	Path   []byte
+	Remove bool
+	UID    uint32 // as Put's
+}
+
 // Failure is why the agent could not do what it was asked.
 type Failure string
 
@@ -185,6 +198,7 @@ const (
 	FailBadRequest  Failure = "bad-request"
 	FailFork        Failure = "fork"
 	FailStale       Failure = "stale"
+	FailSkipped     Failure = "skipped"
 )
 
 // Result is the last word on a stream.

@@ -174,6 +174,7 @@ func (Put) kind() Kind     { return KindPut }
 func (Get) kind() Kind     { return KindGet }
 func (Spawn) kind() Kind   { return KindSpawn }
 func (Blobs) kind() Kind   { return KindBlobs }
+func (Folder) kind() Kind  { return KindFolder }
 
 func (m Module) fields(r *record) {
 	r.putDigest(1, m.Manifest)
@@ -200,6 +201,7 @@ func (p Put) fields(r *record) {
 		r.put(3, strconv.AppendUint(nil, uint64(*p.Mode), 10))
 	}
 	r.putDigest(4, p.SHA256)
+	r.putUint(5, uint64(p.UID))
 }
 
 func (g Get) fields(r *record) { r.putBytes(1, g.Source) }
@@ -210,6 +212,12 @@ func (s Spawn) fields(r *record) {
 }
 
 func (Blobs) fields(*record) {}
+
+func (f Folder) fields(r *record) {
+	r.putBytes(1, f.Path)
+	r.putBool(2, f.Remove)
+	r.putUint(3, uint64(f.UID))
+}
 
 // EncodeRequest returns the payload of the OPEN that asks for r.
 func EncodeRequest(r Request) []byte {
@@ -223,6 +231,9 @@ func EncodeRequest(r Request) []byte {
 func DecodeRequest(payload []byte) (Request, error) {
 	if len(payload) == 0 {
 		return nil, errors.New("cannot read OPEN: it has no kind")
+	}
+	if Kind(payload[0])&chained != 0 {
+		return decodeChained(payload)
 	}
 	fields := payload[1:]
 	switch Kind(payload[0]) {
@@ -238,7 +249,7 @@ func DecodeRequest(payload []byte) (Request, error) {
 	case KindPut:
 		var p Put
 		return decodeRequest(&p, fields, schema{
-			1: asBytes(&p.Dest), 2: asUint(&p.Size, maxCount), 3: asMode(&p.Mode), 4: asDigest(&p.SHA256),
+			1: asBytes(&p.Dest), 2: asUint(&p.Size, maxCount), 3: asMode(&p.Mode), 4: asDigest(&p.SHA256), 5: asUint(&p.UID, math.MaxUint32),
 		})
 	case KindGet:
 		var g Get
@@ -248,6 +259,9 @@ func DecodeRequest(payload []byte) (Request, error) {
 		return decodeRequest(&s, fields, schema{1: asList(&s.Argv), 2: asUint(&s.Terminal, uint64(StdioTerminal))})
 	case KindBlobs:
 		return decodeRequest(&Blobs{}, fields, schema{})
+	case KindFolder:
+		var f Folder
+		return decodeRequest(&f, fields, schema{1: asBytes(&f.Path), 2: asBool(&f.Remove), 3: asUint(&f.UID, math.MaxUint32)})
 	default:
 		return nil, fmt.Errorf("cannot read OPEN: unknown kind %d", payload[0])
 	}
@@ -334,6 +348,7 @@ var failureKinds = map[Failure]fault.Kind{
 	FailBadRequest:  fault.Internal,
 	FailFork:        fault.Internal,
 	FailStale:       fault.Internal,
+	FailSkipped:     fault.Cancelled,
 }
 
 // Err returns nil for a result that is done, else a *fault.Error of the failure's kind with the agent's words.

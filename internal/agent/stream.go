@@ -52,6 +52,8 @@ type Stream struct {
 	link    *Link
 	request Request
 	changed chan struct{} // closed and forgotten at the next change; nil: nobody waits
+	chain   *Chain        // nil: the request stands alone
+	inChain bool          // could leave, and is in chain.held or was
 
 	// Down.
 	id         uint32
@@ -92,13 +94,12 @@ func (l *Link) Open(ctx context.Context, r Request) (*Stream, error) {
 	if ctx.Err() != nil {
 		return nil, ctxFault(ctx, "cannot ask the agent")
 	}
-	r, rest := split(valueOf(r))
-	s := &Stream{link: l, request: r, open: EncodeRequest(r), credit: Window, window: Window}
-	if len(s.open) > MaxPayload {
-		return nil, &fault.Error{
-			Kind: fault.TooLarge, Message: fmt.Sprintf("a request of %d bytes is more than the %d that an agent takes", len(s.open), MaxPayload),
-		}
+	s := &Stream{link: l, credit: Window, window: Window}
+	rest, err := s.ask(r)
+	if err != nil {
+		return nil, err
 	}
+	r = s.request
 	l.mu.Lock()
 	if err := l.usable(); err != nil {
 		l.mu.Unlock()
@@ -106,7 +107,7 @@ func (l *Link) Open(ctx context.Context, r Request) (*Stream, error) {
 	}
 	l.logsLeft = max(l.logsLeft, 0) + logsPerStream
 	switch r.kind() {
-	case KindModule, KindCommand, KindPut, KindGet:
+	case KindModule, KindCommand, KindPut, KindGet, KindFolder:
 		l.jobs++
 		s.isCounted = true
 	case KindSpawn, KindBlobs:
@@ -125,6 +126,37 @@ func (l *Link) Open(ctx context.Context, r Request) (*Stream, error) {
 	return s, nil
 }
 
+// ask makes r what the stream is opened for, and returns what of it does not fit into OPEN.
+func (s *Stream) ask(r Request) (rest []byte, err error) {
+	c, inChain := r.(Chained)
+	if inChain {
+		r = c.Request
+		s.chain = c.Chain
+		s.link.mu.Lock()
+		err = s.link.place(c)
+		s.link.mu.Unlock()
+		if err != nil {
+			return nil, err
+		}
+	}
+	room := MaxPayload
+	if inChain {
+		room -= maxPlace
+	}
+	s.request, rest = split(valueOf(r), room)
+	s.open = EncodeRequest(s.request)
+	if inChain {
+		c.Request = s.request
+		s.open = EncodeRequest(c)
+	}
+	if len(s.open) > MaxPayload {
+		return nil, &fault.Error{
+			Kind: fault.TooLarge, Message: fmt.Sprintf("a request of %d bytes is more than the %d that an agent takes", len(s.open), MaxPayload),
+		}
+	}
+	return rest, nil
+}
+
 // valueOf makes a pointer to a request the request.
 func valueOf(r Request) Request {
 	switch p := r.(type) {
@@ -140,20 +172,22 @@ func valueOf(r Request) Request {
 		return *p
 	case *Blobs:
 		return *p
+	case *Folder:
+		return *p
 	default:
 		return r
 	}
 }
 
-// split cuts the params of a module that do not fit into OPEN.
-func split(r Request) (Request, []byte) {
+// split cuts the params of a module that do not fit into an OPEN of so many bytes.
+func split(r Request, most int) (Request, []byte) {
 	m, ok := r.(Module)
-	if !ok || len(EncodeRequest(m)) <= MaxPayload {
+	if !ok || len(EncodeRequest(m)) <= most {
 		return r, nil
 	}
 	params := m.Params
 	m.Params, m.ParamsFollow = []byte{'-'}, true
-	room := MaxPayload - len(EncodeRequest(m)) + len(m.Params)
+	room := most - len(EncodeRequest(m)) + len(m.Params)
 	if room <= 0 || room >= len(params) {
 		m.Params = params // something else is too long, or nearly all of it: Open refuses
 		return m, nil
@@ -178,7 +212,7 @@ func (s *Stream) takes(t FrameType) bool {
 
 // release lets a stream that is held back go. The mutex is held, as in all unexported methods that do not say otherwise.
 func (s *Stream) release() {
-	if s.open == nil || s.link.err != nil || s.link.closing != nil {
+	if s.open == nil || s.link.err != nil || s.link.closing != nil || s.chain.hold(s) {
 		return
 	}
 	s.link.out.putControl(s, TypeOpen, s.open)
@@ -463,7 +497,7 @@ func (s *Stream) cancel() {
 	}
 	s.cancelled = true
 	s.out, s.outBytes = nil, 0
-	if s.opened {
+	if s.opened || (s.chain != nil && s.chain.sent) { // of a chain either all leave or none
 		s.link.out.putControl(s, TypeCancel, nil)
 		s.notify()
 		return

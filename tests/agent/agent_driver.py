@@ -15,7 +15,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOM = os.path.join(HERE, '..', '..', 'internal', 'agent')
 MAGIC = b'MUX\x00\x0a\x0d\xff\x11\x131\x0d\x0a'
 HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG = range(1, 14)
-MODULE, COMMAND, PUT, GET, SPAWN, BLOBS = range(1, 7)
+MODULE, COMMAND, PUT, GET, SPAWN, BLOBS, FOLDER = range(1, 8)
 WINDOW = 1 << 20
 PATIENCE = 60  # seconds after which a wait is a failure; never a measure of anything
 
@@ -60,7 +60,7 @@ def one_line(name):
     return 'exec("""' + ''.join(line + '\\n' for line in lines) + '""")'
 
 
-SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_fresh.py', 'agent_streams.py', 'agent_jobs.py', 'agent.py']
+SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_fresh.py', 'agent_streams.py', 'agent_chain.py', 'agent_jobs.py', 'agent.py']
 
 
 def source_text():
@@ -122,7 +122,7 @@ class Agent:
         self.inbox = bytearray()
         self.streams = {}
         self.frames = []  # every frame that came: (kind, stream, length)
-        self.last = 0
+        self.last = self.chains = 0
         self.logs = []
         self.pongs = []
         self.hello = None
@@ -161,6 +161,21 @@ class Agent:
         self.streams[self.last] = Result()
         self.send(OPEN, self.last, bytes([kind]) + record(*fields))
         return self.last
+
+    def chain(self, *links):
+        """Opens streams as one chain: (kind, fields) or (kind, fields, guard), a guard as (index, field, JSON, unequal)."""
+        self.chains += 1
+        streams = []
+        for index, (kind, fields, *guard) in enumerate(links):
+            place = [(1, b'%d' % self.chains), (2, b'%d' % index), (3, b'%d' % len(links))]
+            if guard:
+                place += list(zip((4, 5, 6, 7), (b'%d' % guard[0][0], *guard[0][1:3], b'1' if guard[0][3] else b'0')))
+            self.last += 1
+            streams.append(self.last)
+            self.streams[self.last] = Result()
+            place = record(*place)
+            self.send(OPEN, self.last, bytes([kind | 128]) + struct.pack('>H', len(place)) + place + record(*fields))
+        return streams
 
     def take(self):
         """Takes in what came; False at the end of the link."""

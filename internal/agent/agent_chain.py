@@ -1,0 +1,105 @@
+"""Chains: streams that begin one after the other, so that what belongs together costs one round trip.
+
+A section of the agent; see agent.py.
+"""
+import json
+
+
+def printed_object(out):
+    """The JSON object in what a module printed, which may have garbage around it, as Ansible allows; ValueError if there is none."""
+    at = 0
+    for line in out.split(b'\n'):
+        if line.lstrip(b' \t\r').startswith(b'{'):
+            return json.JSONDecoder().raw_decode(out[at:].decode('utf-8', 'replace').lstrip(' \t\r'))[0]
+        at += len(line) + 1
+    raise ValueError('no object')
+
+
+def same(a, b):
+    """As Python compares, except that a truth value is no number."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return set(a) == set(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    return a == b
+
+
+class Chain(object):
+    """So many streams. When all have come the first begins, and each other when the one before it has ended: if its guard says so or,
+    without a guard, if none before it has failed. What comes for a stream that has not begun is held."""
+
+    def __init__(self, agent, number, length):
+        self.agent = agent
+        self.number = number
+        self.length = length
+        self.places = {}        # index: (stream, record, guard)
+        self.next = 0
+        self.current = None     # the stream under way
+        self.failed = self.moving = False
+        self.outcomes = {}      # index: exit code
+
+    def add(self, stream, place, record):
+        index = int(place[2] or 0)
+        if index >= self.length or index in self.places or (place[5] and int(place[4] or 0) >= index):
+            raise Failure('bad-request', 'no such place in a chain')
+        guard = (int(place[4] or 0), place[5].decode('ascii'), json.loads(place[6].decode('utf-8')), place[7] == b'1') if place[5] else None
+        self.places[index] = stream, record, guard
+        stream.chain, stream.held = self, []
+        if len(self.places) == self.length:
+            for _, _, guard in self.places.values():
+                if guard and guard[1] != 'rc':
+                    self.places[guard[0]][0].printed = []
+            self.move()
+
+    def move(self):
+        """Begins what is next, until something takes its time."""
+        if self.moving or len(self.places) < self.length:
+            return
+        self.moving = True
+        while self.current is None and self.next < self.length and not self.agent.lost:
+            stream, record, guard = self.places[self.next]
+            self.next += 1
+            if stream.done:
+                continue    # cancelled while it waited
+            self.current = stream
+            if self.allows(guard):
+                self.agent.guard(stream, stream.begin, record)
+            else:
+                stream.abort('skipped')
+        self.moving = False
+        if self.next == self.length and self.current is None:
+            self.agent.chains.pop(self.number, None)
+
+    def allows(self, guard):
+        """As internal/moduleexec/guard.go: what is not known allows nothing."""
+        if guard is None:
+            return not self.failed
+        index, field, value, unequal = guard
+        if index not in self.outcomes:
+            return False
+        if field == 'rc':
+            return same(self.outcomes[index], value) != unequal
+        try:
+            found = printed_object(b''.join(self.places[index][0].printed or []))
+        except ValueError:
+            return False
+        for name in field.split('.'):
+            if not isinstance(found, dict) or name not in found:
+                return unequal
+            found = found[name]
+        return same(found, value) != unequal
+
+    def ended(self, stream, fields):
+        """One of the streams has its RESULT."""
+        for index, place in self.places.items():
+            if place[0] is stream and 1 not in fields:
+                self.outcomes[index] = int(fields.get(4, 0))
+        if fields.get(2, 'skipped') != 'skipped':
+            self.failed = True
+        if stream is self.current:
+            self.current = None
+            self.move()
+        elif all(place[0].done for place in self.places.values()):
+            self.agent.chains.pop(self.number, None)    # given up before all had come

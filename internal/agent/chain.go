@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// ErrSkipped is the cause of a chained request's failure that was not begun: its guard said no, or one before it failed.
+var ErrSkipped = errors.New("it was not begun")
+
+// Chain is so many requests that the agent carries out one after the other without asking back in between. They leave together, when
+// the last of them is ready: before that nothing of the chain has begun. For one link, once.
+type Chain struct {
+	length int
+
+	// The link's mutex guards these.
+	id   uint32 // 0: none is open
+	held []*Stream
+	sent bool
+}
+
+// NewChain returns a chain of length requests, each of which must be opened, in any order, as a Chained. Who cannot open one must close
+// the streams of the others.
+func NewChain(length int) *Chain { return &Chain{length: length} }
+
+// Chained is a request with its place in a chain. Without a guard it is begun if no other before it has failed.
+type Chained struct {
+	Request
+	Chain *Chain
+	Index int
+	Guard *Guard
+}
+
+// Guard lets a chained request begin only if a field of an earlier one's outcome has a value: moduleexec.Guard says how.
+type Guard struct {
+	Index   int
+	Field   string
+	Value   []byte
+	Unequal bool
+}
+
+// chained marks the kind of an OPEN whose request has a place in a chain.
+const chained Kind = 0x80
+
+func (c Chained) kind() Kind { return c.Request.kind() | chained }
+
+func (c Chained) fields(r *record) {
+	place := record{}
+	place.putUint(1, uint64(c.Chain.id))
+	place.putUint(2, uint64(c.Index))        //nolint:gosec // never negative
+	place.putUint(3, uint64(c.Chain.length)) //nolint:gosec // never negative
+	if c.Guard != nil {
+		place.putUint(4, uint64(c.Guard.Index)) //nolint:gosec // never negative
+		place.putBytes(5, []byte(c.Guard.Field))
+		place.putBytes(6, c.Guard.Value)
+		place.putBool(7, c.Guard.Unequal)
+	}
+	r.bytes = binary.BigEndian.AppendUint16(r.bytes, uint16(len(place.bytes))) //nolint:gosec // maxPlace
+	r.bytes = append(r.bytes, place.bytes...)
+	c.Request.fields(r)
+}
+
+// decodeChained is decodeRequest for a request with a place.
+func decodeChained(payload []byte) (Request, error) {
+	if len(payload) < 3 || len(payload)-3 < int(binary.BigEndian.Uint16(payload[1:])) {
+		return nil, fmt.Errorf("cannot read OPEN: %w", errCut)
+	}
+	end := 3 + int(binary.BigEndian.Uint16(payload[1:]))
+	c := Chained{Chain: &Chain{}}
+	var guard Guard
+	err := schema{
+		1: asUint(&c.Chain.id, maxCount), 2: asUint(&c.Index, maxChain), 3: asUint(&c.Chain.length, maxChain), 4: asUint(&guard.Index, maxChain),
+		5: asString(&guard.Field), 6: asBytes(&guard.Value), 7: asBool(&guard.Unequal),
+	}.read(payload[3:end])
+	if err != nil {
+		return nil, fmt.Errorf("cannot read OPEN: %w", err)
+	}
+	if guard.Field != "" {
+		c.Guard = &guard
+	}
+	c.Request, err = DecodeRequest(append([]byte{payload[0] &^ byte(chained)}, payload[end:]...))
+	return c, err
+}
+
+// place gives a chained request its place on the link. The mutex is held.
+func (l *Link) place(c Chained) error {
+	if c.Chain.id == 0 {
+		l.lastChain++
+		c.Chain.id = l.lastChain
+	}
+	r := record{}
+	if c.fields(&r); c.Index >= c.Chain.length || c.Chain.length > maxChain || int(binary.BigEndian.Uint16(r.bytes)) > maxPlace {
+		return errors.New("cannot ask the agent: no such place in a chain")
+	}
+	return nil
+}
+
+// hold keeps a stream that could leave until all of its chain can, and reports whether it is to wait. The mutex is held.
+func (c *Chain) hold(s *Stream) bool {
+	if c == nil || c.sent {
+		return false
+	}
+	if !s.inChain {
+		s.inChain = true
+		c.held = append(c.held, s)
+	}
+	if len(c.held) < c.length {
+		return true
+	}
+	c.sent = true
+	for _, other := range c.held {
+		other.release()
+	}
+	c.held = nil
+	return true // it has left among them
+}
