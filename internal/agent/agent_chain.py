@@ -51,7 +51,19 @@ class Chain(object):
             for _, _, guard in self.places.values():
                 if guard and guard[1] != 'rc':
                     self.places[guard[0]][0].printed = []
+            self.look()
             self.move()
+
+    def look(self):
+        """With a module in it, nothing begins if the agent is stale."""
+        modules = [stream for stream, _, _ in self.places.values() if stream.fresh]
+        try:
+            if modules:
+                self.agent.refuse_if_stale()
+        except Failure as e:
+            for stream, _, _ in self.places.values():
+                if not stream.done:
+                    stream.abort(*((e.kind, e.text) if stream in modules else ('skipped', '')))
 
     def move(self):
         """Begins what is next, until something takes its time."""

@@ -118,9 +118,11 @@ class Job(Stream):
 
 class Module(Job):
     report = None
+    fresh = True
 
     def start(self, record):
-        self.agent.refuse_if_stale()
+        if not self.chain:
+            self.agent.refuse_if_stale()
         self.fields = unpack(record, (1, 2, 3, 5, 7, 8), (4, 6))
         self.params = [self.fields[2]]
         if self.fields[8] == b'1':

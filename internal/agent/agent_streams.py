@@ -149,6 +149,7 @@ class Stream(object):
     chain = None        # that the stream is of
     held = None         # what came before it was its turn
     printed = None      # its DATA, for guards of the chain; None: nobody asks
+    fresh = False       # it is only for an agent that is not stale
 
     def __init__(self, agent, number):
         self.agent = agent

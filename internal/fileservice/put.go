@@ -46,7 +46,7 @@ func (s *Service) Put(ctx context.Context, c Caller, r *PutRequest) (Result, err
 }
 
 func putAgent(ctx context.Context, c Caller, r *PutRequest, src *source, sent func()) (Result, error) {
-	request := &agent.Put{Dest: r.Dest, Size: src.size, Mode: r.Mode}
+	request := &agent.Put{Dest: r.Dest, Size: src.size, Mode: r.Mode, UID: r.UID}
 	if src.file == nil {
 		request.SHA256 = blobcache.Sum(src.small)
 	}
@@ -148,6 +148,8 @@ func remoteFault(verb string, path []byte, r *agent.Result) error {
 		}
 	case agent.FailChanged:
 		e.Kind = fault.FileChanged
+	case agent.FailSkipped:
+		e.Kind, e.Cause = fault.Cancelled, agent.ErrSkipped
 	case agent.FailCancelled:
 		e.Kind = fault.Cancelled
 	case agent.FailDigest:

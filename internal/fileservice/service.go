@@ -46,6 +46,7 @@ type PutRequest struct {
 	Body     Body
 	Dest     []byte
 	Mode     *uint32        // nil: an existing file's, else 0666 less the account's umask
+	UID      uint32         // whose file it shall be, if the account is root; 0: the account's own
 	Progress func(Progress) // may be nil; called now and then while a large file is moved
 }
 

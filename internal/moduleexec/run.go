@@ -205,6 +205,8 @@ func failure(res *agent.Result) error {
 	switch res.Failure {
 	case agent.FailCancelled:
 		e.Kind, e.Message = fault.Cancelled, "the job was cancelled"
+	case agent.FailSkipped:
+		e.Kind, e.Message, e.Cause = fault.Cancelled, "the job was not begun", agent.ErrSkipped
 	case agent.FailNotFound:
 		e.Kind, e.Message = fault.FileNotFound, "the command or its working directory does not exist"
 	case agent.FailFork:

@@ -67,6 +67,7 @@ type node struct {
 	lastUsed      time.Time
 	timer         *time.Timer
 	logs          map[*Context]func(level int, text string)
+	memory        Memory // of a root; has its own lock
 }
 
 // use is a run's use of a connection on behalf of an inventory name.

@@ -21,13 +21,14 @@ const (
 	maxBodyPart  = 128 << 10
 )
 
-// step is a muxv1.Step as a value: one of module, command, put and get is set.
+// step is a muxv1.Step as a value: one of module, command, put, get and folder is set.
 type step struct {
 	guard   *guard
 	module  *moduleStep
 	command *commandStep
 	put     *putStep
 	get     *getStep
+	folder  *folderStep
 }
 
 type guard struct {
@@ -41,8 +42,9 @@ type moduleStep struct {
 }
 
 type commandStep struct {
-	command moduleexec.Command
-	hasBody bool
+	command  moduleexec.Command
+	hasBody  bool
+	remember bool
 }
 
 type putStep struct {
@@ -50,11 +52,18 @@ type putStep struct {
 	hasBody bool
 	dest    []byte
 	mode    *uint32
+	asLogin bool
 }
 
 type getStep struct {
 	source []byte
 	path   string
+}
+
+type folderStep struct {
+	path    []byte
+	remove  bool
+	asLogin bool
 }
 
 // toPath converts and checks a path.
@@ -199,6 +208,12 @@ func toStep(s *muxv1.Step) (out step, err error) {
 		if err = words([][]byte{g.GetSource()}); err == nil {
 			err = localPath(g.GetPath())
 		}
+	case *muxv1.Step_Folder:
+		f := action.Folder
+		out.folder = &folderStep{path: f.GetPath(), remove: f.GetRemove(), asLogin: f.GetAsLogin()}
+		if err = words([][]byte{f.GetPath()}); err == nil && !bytes.HasPrefix(f.GetPath(), []byte("/")) {
+			err = invalid("not an absolute path: %.80q", f.GetPath())
+		}
 	default:
 		err = invalid("no action, or one that this daemon does not know")
 	}
@@ -255,7 +270,7 @@ func toCommand(c *muxv1.Command) (*commandStep, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &commandStep{hasBody: c.GetHasBody(), command: moduleexec.Command{
+	return &commandStep{hasBody: c.GetHasBody(), remember: c.GetRemember(), command: moduleexec.Command{
 		Argv:    c.GetArgv(),
 		Plain:   c.GetPlain(),
 		TTY:     c.GetTty(),
@@ -265,7 +280,7 @@ func toCommand(c *muxv1.Command) (*commandStep, error) {
 }
 
 func toPut(p *muxv1.Put) (*putStep, error) {
-	out := &putStep{dest: p.GetDest(), mode: p.Mode}
+	out := &putStep{dest: p.GetDest(), mode: p.Mode, asLogin: p.GetAsLogin()}
 	if len(p.GetDest()) == 0 {
 		return nil, invalid("no destination")
 	}

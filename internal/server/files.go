@@ -22,8 +22,8 @@ type filesService struct {
 // Transfer serves a request that only moves files.
 func (s *filesService) Transfer(stream runStream) error {
 	return s.serve(stream, func(st step) error {
-		if st.put == nil && st.get == nil {
-			return invalid("a transfer has only Put and Get steps")
+		if st.put == nil && st.get == nil && st.folder == nil {
+			return invalid("a transfer has only Put, Get and Folder steps")
 		}
 		return nil
 	})

@@ -107,6 +107,8 @@ type nodeState struct {
 	held, retired atomic.Int32
 	log           atomic.Pointer[func(level int, text string)]
 	onLog         func()
+
+	memory mux.Memory
 }
 
 // say is what the agent logs.
@@ -151,7 +153,11 @@ func (n bareNode) Log(f func(level int, text string)) {
 		n.state.onLog()
 	}
 }
-func (n bareNode) Retire()  { n.state.retired.Add(1) }
+func (n bareNode) Retire()             { n.state.retired.Add(1) }
+func (n bareNode) Memory() *mux.Memory { return &n.state.memory }
+
+func (bareNode) LoginUID(context.Context) (uint32, error) { return 0, nil }
+
 func (n bareNode) Release() { n.state.held.Add(-1) }
 
 func (bareNode) Exec(_ context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error) {

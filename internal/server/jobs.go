@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -73,6 +74,7 @@ type request struct {
 	node     Node
 	outcomes []*moduleexec.Outcome // by step, nil for what was skipped or has failed
 	watched  []bool                // a guard looks into what the step prints
+	queued   time.Duration         // before the first step that was run
 }
 
 // serve checks everything before anything is run, so that what is wanted (a payload, a local agent, a run) can be brought and the
@@ -161,8 +163,16 @@ func (r *request) pin() error {
 func (r *request) runSteps(ctx context.Context) error {
 	r.outcomes = make([]*moduleexec.Outcome, len(r.steps))
 	var failed error
-	queued := time.Since(r.arrived)
-	for i, s := range r.steps {
+	r.queued = time.Since(r.arrived)
+	for i, n := 0, 1; i < len(r.steps); i += n {
+		if n = r.chainFrom(i); n > 1 && failed == nil {
+			if failed = r.runChain(ctx, i, n); failed != nil && (ctx.Err() != nil || fault.KindOf(failed) == fault.AgentDied) {
+				return failed
+			}
+			continue
+		}
+		n = 1
+		s := r.steps[i]
 		if s.guard == nil && failed != nil {
 			continue
 		}
@@ -174,7 +184,7 @@ func (r *request) runSteps(ctx context.Context) error {
 			}
 			continue
 		}
-		result, err := r.runStep(ctx, uint32(i), s)
+		result, err := r.runStep(ctx, uint32(i), asked{node: r.node})
 		if err != nil {
 			if failed == nil {
 				failed = r.at(i, err)
@@ -184,9 +194,6 @@ func (r *request) runSteps(ctx context.Context) error {
 			}
 			continue
 		}
-		result.Step = uint32(i)
-		result.Spans.Queue += micros(queued)
-		queued = 0
 		if err := r.reply(result); err != nil {
 			return err
 		}
@@ -195,6 +202,10 @@ func (r *request) runSteps(ctx context.Context) error {
 }
 
 func (r *request) reply(result *muxv1.StepResult) error {
+	if result.Spans != nil { // the first that was run
+		result.Spans.Queue += micros(r.queued)
+		r.queued = 0
+	}
 	return r.replies.send(&muxv1.RunReply{Event: &muxv1.RunReply_Result{Result: result}})
 }
 
@@ -213,55 +224,100 @@ func (r *request) at(i int, err error) error {
 	return &located
 }
 
-func (r *request) runStep(ctx context.Context, i uint32, s step) (*muxv1.StepResult, error) {
+func (r *request) runStep(ctx context.Context, i uint32, of asked) (*muxv1.StepResult, error) {
+	s := r.steps[i]
 	switch {
 	case s.module != nil:
 		module := s.module.module
 		module.Payload = r.payloads[i]
-		return r.runModule(ctx, i, &module)
+		return r.runModule(ctx, i, of, &module)
+	case s.command != nil && s.command.remember:
+		return r.remembered(ctx, i, of)
 	case s.command != nil:
-		command := s.command.command
-		if s.command.hasBody {
-			command.Body = r.bodies.of(i)
-		}
-		return r.runJob(i, func(out *moduleexec.Output) (moduleexec.Result, error) {
-			return moduleexec.RunCommand(ctx, moduleCaller{r.node}, &command, out)
-		})
+		return r.runCommand(ctx, i, of)
 	case s.put != nil:
-		return r.put(ctx, i, s.put)
+		return r.put(ctx, i, of, s.put)
+	case s.folder != nil:
+		return r.folder(ctx, i, of, s.folder)
 	default:
-		return r.get(ctx, i, s.get)
+		return r.get(ctx, i, of, s.get)
 	}
 }
 
 // maxRenewals is how often in a row an agent may say that it is stale. One that is new is not, unless something changes all the time.
 const maxRenewals = 3
 
-func (r *request) runModule(ctx context.Context, i uint32, m *moduleexec.Module) (*muxv1.StepResult, error) {
+// fresh calls run until the agent is not stale, each time with a new one.
+func (r *request) fresh(ctx context.Context, run func() error) error {
 	for renewals := 0; ; renewals++ {
-		result, err := r.runJob(i, func(out *moduleexec.Output) (moduleexec.Result, error) {
-			return moduleexec.RunModule(ctx, moduleCaller{r.node}, m, out)
-		})
+		err := run()
 		if !errors.Is(err, moduleexec.ErrStale) {
-			return result, err
+			return err
 		}
 		r.server.o.Log.Debug("an agent is replaced", "host", r.host, "cause", err)
 		if renewals == maxRenewals {
-			return nil, &fault.Error{Kind: fault.Internal, Message: "the agent does not stay fresh", Cause: err}
+			return &fault.Error{Kind: fault.Internal, Message: "the agent does not stay fresh", Cause: err}
 		}
 		if err := r.renew(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
 }
 
-func (r *request) runJob(i uint32, run func(*moduleexec.Output) (moduleexec.Result, error)) (*muxv1.StepResult, error) {
+// runModule runs a module. One of a chain is not asked again by itself.
+func (r *request) runModule(ctx context.Context, i uint32, of asked, m *moduleexec.Module) (result *muxv1.StepResult, err error) {
+	run := func() error {
+		result, err = r.runJob(ctx, i, of, func(out *moduleexec.Output) (moduleexec.Result, error) {
+			return moduleexec.RunModule(ctx, moduleCaller{of.node}, m, out)
+		})
+		return err
+	}
+	if of.chained {
+		return result, run()
+	}
+	err = r.fresh(ctx, func() error {
+		of.node = r.node
+		return run()
+	})
+	return result, err
+}
+
+func (r *request) runCommand(ctx context.Context, i uint32, of asked) (*muxv1.StepResult, error) {
+	s := r.steps[i].command
+	command := s.command
+	if s.hasBody {
+		command.Body = r.bodies.of(i)
+	}
+	return r.runJob(ctx, i, of, func(out *moduleexec.Output) (moduleexec.Result, error) {
+		return moduleexec.RunCommand(ctx, moduleCaller{of.node}, &command, out)
+	})
+}
+
+// remembered gives what the command said before, or runs it.
+func (r *request) remembered(ctx context.Context, i uint32, of asked) (*muxv1.StepResult, error) {
+	question := string(r.path[len(r.path)-1].Account[:]) + string(bytes.Join(r.steps[i].command.command.Argv, []byte{0}))
+	if answer, ok := r.node.Memory().Recall(question); ok {
+		r.outcomes[i] = &moduleexec.Outcome{Stdout: answer}
+		return &muxv1.StepResult{Step: i, Stdout: answer, Spans: &muxv1.Spans{}}, nil
+	}
+	r.watched[i] = true
+	result, err := r.runCommand(ctx, i, of)
+	if err == nil && result.Rc == 0 && r.outcomes[i].Stdout != nil {
+		r.node.Memory().Remember(question, r.outcomes[i].Stdout)
+	}
+	return result, err
+}
+
+func (r *request) runJob(ctx context.Context, i uint32, of asked, run func(*moduleexec.Output) (moduleexec.Result, error)) (*muxv1.StepResult, error) {
 	r.server.jobs.Add(1)
 	keep := 0
 	if r.watched[i] {
 		keep = moduleexec.MaxGuarded
 	}
 	out := moduleexec.NewOutput(keep, func(stdout, stderr []byte) error {
+		if err := of.wait(ctx); err != nil {
+			return err
+		}
 		return r.replies.send(&muxv1.RunReply{Event: &muxv1.RunReply_Output{Output: &muxv1.Output{Step: i, Stdout: stdout, Stderr: stderr}}})
 	})
 	res, err := run(out)
@@ -271,6 +327,7 @@ func (r *request) runJob(i uint32, run func(*moduleexec.Output) (moduleexec.Resu
 	r.outcomes[i] = &moduleexec.Outcome{RC: res.RC, Stdout: out.Kept()}
 	stdout, stderr := out.Rest()
 	return &muxv1.StepResult{
+		Step:   i,
 		Rc:     int32(res.RC),
 		Stdout: stdout,
 		Stderr: stderr,
@@ -278,27 +335,56 @@ func (r *request) runJob(i uint32, run func(*moduleexec.Output) (moduleexec.Resu
 	}, nil
 }
 
-func (r *request) put(ctx context.Context, i uint32, p *putStep) (*muxv1.StepResult, error) {
+func (r *request) put(ctx context.Context, i uint32, of asked, p *putStep) (*muxv1.StepResult, error) {
 	if err := r.canMoveFiles(); err != nil {
 		return nil, err
 	}
-	in := &fileservice.PutRequest{Link: r.link(), Path: p.path, Dest: p.dest, Mode: p.mode, Progress: r.progress(string(p.dest))}
+	uid, err := r.owner(ctx, p.asLogin)
+	if err != nil {
+		return nil, err
+	}
+	in := &fileservice.PutRequest{Link: r.link(), Path: p.path, Dest: p.dest, Mode: p.mode, UID: uid, Progress: r.progress(string(p.dest))}
 	if p.hasBody {
 		in.Body = r.bodies.of(i)
 	}
-	res, err := r.server.o.Files.Put(ctx, fileCaller{r.node}, in)
+	res, err := r.server.o.Files.Put(ctx, fileCaller{of.node}, in)
 	if err != nil {
 		return nil, err
 	}
 	return r.moved(i, &res), nil
 }
 
-func (r *request) get(ctx context.Context, i uint32, g *getStep) (*muxv1.StepResult, error) {
+func (r *request) folder(ctx context.Context, i uint32, of asked, f *folderStep) (*muxv1.StepResult, error) {
+	if err := r.canMoveFiles(); err != nil {
+		return nil, err
+	}
+	uid, err := r.owner(ctx, f.asLogin)
+	if err != nil {
+		return nil, err
+	}
+	started := time.Now()
+	err = r.server.o.Files.Folder(ctx, fileCaller{of.node}, &fileservice.FolderRequest{Path: f.path, Remove: f.remove, UID: uid})
+	if err != nil {
+		return nil, err
+	}
+	r.outcomes[i] = &moduleexec.Outcome{}
+	return &muxv1.StepResult{Step: i, Spans: &muxv1.Spans{Wire: micros(time.Since(started))}}, nil
+}
+
+// owner returns whose a file shall be: the login account's, if that is asked for and not who writes anyway.
+func (r *request) owner(ctx context.Context, asLogin bool) (uint32, error) {
+	if !asLogin || len(r.path) == 1 {
+		return 0, nil
+	}
+	return r.node.LoginUID(ctx)
+}
+
+func (r *request) get(ctx context.Context, i uint32, of asked, g *getStep) (*muxv1.StepResult, error) {
 	if err := r.canMoveFiles(); err != nil {
 		return nil, err
 	}
 	in := &fileservice.GetRequest{Link: r.link(), Source: g.source, Path: g.path, Umask: r.umask, Progress: r.progress(string(g.source))}
-	res, err := r.server.o.Files.Get(ctx, fileCaller{r.node}, in)
+	res, err := r.server.o.Files.Get(ctx, fileCaller{of.node}, in)
 	if err != nil {
 		return nil, err
 	}
@@ -308,6 +394,7 @@ func (r *request) get(ctx context.Context, i uint32, g *getStep) (*muxv1.StepRes
 func (r *request) moved(i uint32, res *fileservice.Result) *muxv1.StepResult {
 	r.outcomes[i] = &moduleexec.Outcome{}
 	return &muxv1.StepResult{
+		Step:   i,
 		Size:   res.Size,
 		Sha256: res.SHA256[:],
 		Spans:  &muxv1.Spans{Queue: micros(res.Queue), Wire: micros(res.Wire)},

@@ -78,7 +78,12 @@ type bodies struct {
 	start  sync.Once
 	parts  chan part
 	ended  map[uint32]bool // steps whose content was complete
+	kept   map[uint32][][]byte
+	gone   map[uint32]bool // there was more than is kept
 }
+
+// maxKept is how much of a step's content is kept for when it has to be asked of another agent, in bytes.
+const maxKept = 64 << 10
 
 type part struct {
 	message *muxv1.RunRequest
@@ -86,13 +91,22 @@ type part struct {
 }
 
 func newBodies(stream runStream, wg *sync.WaitGroup) *bodies {
-	return &bodies{stream: stream, wg: wg, parts: make(chan part), ended: map[uint32]bool{}}
+	return &bodies{stream: stream, wg: wg, parts: make(chan part), ended: map[uint32]bool{}, kept: map[uint32][][]byte{}, gone: map[uint32]bool{}}
 }
 
 // of returns the content of one step, a part a call, as moduleexec.Body and fileservice.Body want it. Content of earlier steps that did
-// not ask for all of theirs is passed over.
+// not ask for all of theirs is passed over. Short content can be had again.
 func (b *bodies) of(step uint32) func(context.Context) ([]byte, error) {
+	again, gone := b.kept[step], b.gone[step]
 	return func(ctx context.Context) ([]byte, error) {
+		if gone {
+			return nil, &fault.Error{Kind: fault.Internal, Message: "the content of a step is wanted a second time"}
+		}
+		if len(again) > 0 {
+			part := again[0]
+			again = again[1:]
+			return part, nil
+		}
 		for {
 			if b.ended[step] {
 				return nil, io.EOF
@@ -110,9 +124,22 @@ func (b *bodies) of(step uint32) func(context.Context) ([]byte, error) {
 			case body.GetStep() < step || len(body.GetData()) == 0:
 				continue
 			}
+			b.keep(step, body.GetData())
 			return body.GetData(), nil
 		}
 	}
+}
+
+func (b *bodies) keep(step uint32, part []byte) {
+	size := len(part)
+	for _, p := range b.kept[step] {
+		size += len(p)
+	}
+	if b.gone[step] = b.gone[step] || size > maxKept; b.gone[step] {
+		delete(b.kept, step)
+		return
+	}
+	b.kept[step] = append(b.kept[step], part)
 }
 
 func (b *bodies) next(ctx context.Context, step uint32) (*muxv1.Body, error) {

@@ -28,6 +28,8 @@ type Node interface {
 	HasAgent() bool
 	CanExec() bool
 	Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error)
+	LoginUID(ctx context.Context) (uint32, error)
+	Memory() *mux.Memory
 	Log(f func(level int, text string))
 	// Retire keeps the next request from getting the node.
 	Retire()

@@ -38,18 +38,20 @@ class Request(_message.Message):
     def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("module", "command", "put", "get", "guard")
+    __slots__ = ("module", "command", "put", "get", "folder", "guard")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     PUT_FIELD_NUMBER: _ClassVar[int]
     GET_FIELD_NUMBER: _ClassVar[int]
+    FOLDER_FIELD_NUMBER: _ClassVar[int]
     GUARD_FIELD_NUMBER: _ClassVar[int]
     module: Module
     command: Command
     put: Put
     get: Get
+    folder: Folder
     guard: Guard
-    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., put: _Optional[_Union[Put, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
+    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., put: _Optional[_Union[Put, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., folder: _Optional[_Union[Folder, _Mapping]] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
 
 class Guard(_message.Message):
     __slots__ = ("step", "field", "value", "unequal")
@@ -80,18 +82,20 @@ class Module(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("argv", "plain", "has_body", "tty", "process")
+    __slots__ = ("argv", "plain", "has_body", "tty", "process", "remember")
     ARGV_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
     HAS_BODY_FIELD_NUMBER: _ClassVar[int]
     TTY_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
+    REMEMBER_FIELD_NUMBER: _ClassVar[int]
     argv: _containers.RepeatedScalarFieldContainer[bytes]
     plain: bytes
     has_body: bool
     tty: bool
     process: Process
-    def __init__(self, argv: _Optional[_Iterable[bytes]] = ..., plain: _Optional[bytes] = ..., has_body: bool = ..., tty: bool = ..., process: _Optional[_Union[Process, _Mapping]] = ...) -> None: ...
+    remember: bool
+    def __init__(self, argv: _Optional[_Iterable[bytes]] = ..., plain: _Optional[bytes] = ..., has_body: bool = ..., tty: bool = ..., process: _Optional[_Union[Process, _Mapping]] = ..., remember: bool = ...) -> None: ...
 
 class Process(_message.Message):
     __slots__ = ("cwd", "environ")
@@ -110,16 +114,18 @@ class Variable(_message.Message):
     def __init__(self, name: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class Put(_message.Message):
-    __slots__ = ("path", "has_body", "dest", "mode")
+    __slots__ = ("path", "has_body", "dest", "mode", "as_login")
     PATH_FIELD_NUMBER: _ClassVar[int]
     HAS_BODY_FIELD_NUMBER: _ClassVar[int]
     DEST_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    AS_LOGIN_FIELD_NUMBER: _ClassVar[int]
     path: str
     has_body: bool
     dest: bytes
     mode: int
-    def __init__(self, path: _Optional[str] = ..., has_body: bool = ..., dest: _Optional[bytes] = ..., mode: _Optional[int] = ...) -> None: ...
+    as_login: bool
+    def __init__(self, path: _Optional[str] = ..., has_body: bool = ..., dest: _Optional[bytes] = ..., mode: _Optional[int] = ..., as_login: bool = ...) -> None: ...
 
 class Get(_message.Message):
     __slots__ = ("source", "path")
@@ -128,6 +134,16 @@ class Get(_message.Message):
     source: bytes
     path: str
     def __init__(self, source: _Optional[bytes] = ..., path: _Optional[str] = ...) -> None: ...
+
+class Folder(_message.Message):
+    __slots__ = ("path", "remove", "as_login")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    AS_LOGIN_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    remove: bool
+    as_login: bool
+    def __init__(self, path: _Optional[bytes] = ..., remove: bool = ..., as_login: bool = ...) -> None: ...
 
 class RunReply(_message.Message):
     __slots__ = ("output", "result", "log")

@@ -75,7 +75,7 @@ func (x Log_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Level.Descriptor instead.
 func (Log_Level) EnumDescriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15, 0}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16, 0}
 }
 
 type RunRequest struct {
@@ -298,6 +298,7 @@ type Step struct {
 	//	*Step_Command
 	//	*Step_Put
 	//	*Step_Get
+	//	*Step_Folder
 	Action isStep_Action `protobuf_oneof:"action"`
 	// Absent: the step runs if every step before it was run or skipped without an Error.
 	Guard         *Guard `protobuf:"bytes,15,opt,name=guard,proto3" json:"guard,omitempty"`
@@ -378,6 +379,15 @@ func (x *Step) GetGet() *Get {
 	return nil
 }
 
+func (x *Step) GetFolder() *Folder {
+	if x != nil {
+		if x, ok := x.Action.(*Step_Folder); ok {
+			return x.Folder
+		}
+	}
+	return nil
+}
+
 func (x *Step) GetGuard() *Guard {
 	if x != nil {
 		return x.Guard
@@ -405,6 +415,10 @@ type Step_Get struct {
 	Get *Get `protobuf:"bytes,4,opt,name=get,proto3,oneof"`
 }
 
+type Step_Folder struct {
+	Folder *Folder `protobuf:"bytes,5,opt,name=folder,proto3,oneof"`
+}
+
 func (*Step_Module) isStep_Action() {}
 
 func (*Step_Command) isStep_Action() {}
@@ -412,6 +426,8 @@ func (*Step_Command) isStep_Action() {}
 func (*Step_Put) isStep_Action() {}
 
 func (*Step_Get) isStep_Action() {}
+
+func (*Step_Folder) isStep_Action() {}
 
 // Guard lets a step run only if a field of an earlier step's result has a value.
 type Guard struct {
@@ -574,10 +590,12 @@ type Command struct {
 	// argv of the command as the account itself would run it.
 	Argv [][]byte `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
 	// What plain Ansible would hand to ssh: the command with its become wrapper. Used where the path has no agent.
-	Plain         []byte   `protobuf:"bytes,2,opt,name=plain,proto3" json:"plain,omitempty"`
-	HasBody       bool     `protobuf:"varint,3,opt,name=has_body,json=hasBody,proto3" json:"has_body,omitempty"` // stdin follows as Body; otherwise stdin is at EOF
-	Tty           bool     `protobuf:"varint,4,opt,name=tty,proto3" json:"tty,omitempty"`                        // stdio is a terminal, as with ssh -tt
-	Process       *Process `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	Plain   []byte   `protobuf:"bytes,2,opt,name=plain,proto3" json:"plain,omitempty"`
+	HasBody bool     `protobuf:"varint,3,opt,name=has_body,json=hasBody,proto3" json:"has_body,omitempty"` // stdin follows as Body; otherwise stdin is at EOF
+	Tty     bool     `protobuf:"varint,4,opt,name=tty,proto3" json:"tty,omitempty"`                        // stdio is a terminal, as with ssh -tt
+	Process *Process `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	// The answer is the account's own (its home directory): the daemon may give an earlier one of this connection.
+	Remember      bool `protobuf:"varint,6,opt,name=remember,proto3" json:"remember,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -645,6 +663,13 @@ func (x *Command) GetProcess() *Process {
 		return x.Process
 	}
 	return nil
+}
+
+func (x *Command) GetRemember() bool {
+	if x != nil {
+		return x.Remember
+	}
+	return false
 }
 
 // Process is what a new process inherits and that the account itself does not determine.
@@ -762,7 +787,8 @@ type Put struct {
 	//	*Put_HasBody
 	Source        isPut_Source `protobuf_oneof:"source"`
 	Dest          []byte       `protobuf:"bytes,3,opt,name=dest,proto3" json:"dest,omitempty"`
-	Mode          *uint32      `protobuf:"varint,4,opt,name=mode,proto3,oneof" json:"mode,omitempty"` // absent: an existing file keeps its mode, a new one gets 0666 less the account's umask
+	Mode          *uint32      `protobuf:"varint,4,opt,name=mode,proto3,oneof" json:"mode,omitempty"`                // absent: an existing file keeps its mode, a new one gets 0666 less the account's umask
+	AsLogin       bool         `protobuf:"varint,5,opt,name=as_login,json=asLogin,proto3" json:"as_login,omitempty"` // if the path leads to root: as the account that it has logged in to, whose file it shall be
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -836,6 +862,13 @@ func (x *Put) GetMode() uint32 {
 	return 0
 }
 
+func (x *Put) GetAsLogin() bool {
+	if x != nil {
+		return x.AsLogin
+	}
+	return false
+}
+
 type isPut_Source interface {
 	isPut_Source()
 }
@@ -905,6 +938,68 @@ func (x *Get) GetPath() string {
 	return ""
 }
 
+// Folder makes a folder on the node for what a task needs on its way: 0700, with the parents it lacks. Or it removes one with all that is
+// in it. One that nobody removes goes when the account's agent does.
+type Folder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          []byte                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // absolute
+	Remove        bool                   `protobuf:"varint,2,opt,name=remove,proto3" json:"remove,omitempty"`
+	AsLogin       bool                   `protobuf:"varint,3,opt,name=as_login,json=asLogin,proto3" json:"as_login,omitempty"` // as Put.as_login
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Folder) Reset() {
+	*x = Folder{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Folder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Folder) ProtoMessage() {}
+
+func (x *Folder) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Folder.ProtoReflect.Descriptor instead.
+func (*Folder) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Folder) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Folder) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+func (x *Folder) GetAsLogin() bool {
+	if x != nil {
+		return x.AsLogin
+	}
+	return false
+}
+
 type RunReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -919,7 +1014,7 @@ type RunReply struct {
 
 func (x *RunReply) Reset() {
 	*x = RunReply{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +1026,7 @@ func (x *RunReply) String() string {
 func (*RunReply) ProtoMessage() {}
 
 func (x *RunReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1039,7 @@ func (x *RunReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReply.ProtoReflect.Descriptor instead.
 func (*RunReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{11}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RunReply) GetEvent() isRunReply_Event {
@@ -1015,7 +1110,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1122,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1135,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{12}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Output) GetStep() uint32 {
@@ -1080,7 +1175,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1092,7 +1187,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1105,7 +1200,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StepResult) GetStep() uint32 {
@@ -1177,7 +1272,7 @@ type Spans struct {
 
 func (x *Spans) Reset() {
 	*x = Spans{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1284,7 @@ func (x *Spans) String() string {
 func (*Spans) ProtoMessage() {}
 
 func (x *Spans) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1297,7 @@ func (x *Spans) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spans.ProtoReflect.Descriptor instead.
 func (*Spans) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Spans) GetQueue() uint64 {
@@ -1245,7 +1340,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1257,7 +1352,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1270,7 +1365,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Log) GetLevel() Log_Level {
@@ -1312,12 +1407,13 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12(\n" +
 	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12*\n" +
-	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xf6\x01\n" +
+	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xa8\x02\n" +
 	"\x04Step\x120\n" +
 	"\x06module\x18\x01 \x01(\v2\x16.mitogen_mux.v1.ModuleH\x00R\x06module\x123\n" +
 	"\acommand\x18\x02 \x01(\v2\x17.mitogen_mux.v1.CommandH\x00R\acommand\x12'\n" +
 	"\x03put\x18\x03 \x01(\v2\x13.mitogen_mux.v1.PutH\x00R\x03put\x12'\n" +
-	"\x03get\x18\x04 \x01(\v2\x13.mitogen_mux.v1.GetH\x00R\x03get\x12+\n" +
+	"\x03get\x18\x04 \x01(\v2\x13.mitogen_mux.v1.GetH\x00R\x03get\x120\n" +
+	"\x06folder\x18\x05 \x01(\v2\x16.mitogen_mux.v1.FolderH\x00R\x06folder\x12+\n" +
 	"\x05guard\x18\x0f \x01(\v2\x15.mitogen_mux.v1.GuardR\x05guardB\b\n" +
 	"\x06action\"a\n" +
 	"\x05Guard\x12\x12\n" +
@@ -1331,29 +1427,35 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12:\n" +
 	"\venvironment\x18\x04 \x03(\v2\x18.mitogen_mux.v1.VariableR\venvironment\x121\n" +
 	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12#\n" +
-	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\"\x93\x01\n" +
+	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\"\xaf\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\fR\x04argv\x12\x14\n" +
 	"\x05plain\x18\x02 \x01(\fR\x05plain\x12\x19\n" +
 	"\bhas_body\x18\x03 \x01(\bR\ahasBody\x12\x10\n" +
 	"\x03tty\x18\x04 \x01(\bR\x03tty\x121\n" +
-	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\"O\n" +
+	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12\x1a\n" +
+	"\bremember\x18\x06 \x01(\bR\bremember\"O\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03cwd\x18\x01 \x01(\fR\x03cwd\x122\n" +
 	"\aenviron\x18\x02 \x03(\v2\x18.mitogen_mux.v1.VariableR\aenviron\"4\n" +
 	"\bVariable\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value\"x\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value\"\x93\x01\n" +
 	"\x03Put\x12\x14\n" +
 	"\x04path\x18\x01 \x01(\tH\x00R\x04path\x12\x1b\n" +
 	"\bhas_body\x18\x02 \x01(\bH\x00R\ahasBody\x12\x12\n" +
 	"\x04dest\x18\x03 \x01(\fR\x04dest\x12\x17\n" +
-	"\x04mode\x18\x04 \x01(\rH\x01R\x04mode\x88\x01\x01B\b\n" +
+	"\x04mode\x18\x04 \x01(\rH\x01R\x04mode\x88\x01\x01\x12\x19\n" +
+	"\bas_login\x18\x05 \x01(\bR\aasLoginB\b\n" +
 	"\x06sourceB\a\n" +
 	"\x05_mode\"1\n" +
 	"\x03Get\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\fR\x06source\x12\x12\n" +
-	"\x04path\x18\x02 \x01(\tR\x04path\"\xa4\x01\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"O\n" +
+	"\x06Folder\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\fR\x04path\x12\x16\n" +
+	"\x06remove\x18\x02 \x01(\bR\x06remove\x12\x19\n" +
+	"\bas_login\x18\x03 \x01(\bR\aasLogin\"\xa4\x01\n" +
 	"\bRunReply\x120\n" +
 	"\x06output\x18\x01 \x01(\v2\x16.mitogen_mux.v1.OutputH\x00R\x06output\x124\n" +
 	"\x06result\x18\x02 \x01(\v2\x1a.mitogen_mux.v1.StepResultH\x00R\x06result\x12'\n" +
@@ -1404,7 +1506,7 @@ func file_mitogen_mux_v1_jobs_proto_rawDescGZIP() []byte {
 }
 
 var file_mitogen_mux_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_mitogen_mux_v1_jobs_proto_goTypes = []any{
 	(Log_Level)(0),     // 0: mitogen_mux.v1.Log.Level
 	(*RunRequest)(nil), // 1: mitogen_mux.v1.RunRequest
@@ -1418,39 +1520,41 @@ var file_mitogen_mux_v1_jobs_proto_goTypes = []any{
 	(*Variable)(nil),   // 9: mitogen_mux.v1.Variable
 	(*Put)(nil),        // 10: mitogen_mux.v1.Put
 	(*Get)(nil),        // 11: mitogen_mux.v1.Get
-	(*RunReply)(nil),   // 12: mitogen_mux.v1.RunReply
-	(*Output)(nil),     // 13: mitogen_mux.v1.Output
-	(*StepResult)(nil), // 14: mitogen_mux.v1.StepResult
-	(*Spans)(nil),      // 15: mitogen_mux.v1.Spans
-	(*Log)(nil),        // 16: mitogen_mux.v1.Log
-	(*Path)(nil),       // 17: mitogen_mux.v1.Path
+	(*Folder)(nil),     // 12: mitogen_mux.v1.Folder
+	(*RunReply)(nil),   // 13: mitogen_mux.v1.RunReply
+	(*Output)(nil),     // 14: mitogen_mux.v1.Output
+	(*StepResult)(nil), // 15: mitogen_mux.v1.StepResult
+	(*Spans)(nil),      // 16: mitogen_mux.v1.Spans
+	(*Log)(nil),        // 17: mitogen_mux.v1.Log
+	(*Path)(nil),       // 18: mitogen_mux.v1.Path
 }
 var file_mitogen_mux_v1_jobs_proto_depIdxs = []int32{
 	3,  // 0: mitogen_mux.v1.RunRequest.request:type_name -> mitogen_mux.v1.Request
 	2,  // 1: mitogen_mux.v1.RunRequest.body:type_name -> mitogen_mux.v1.Body
-	17, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
+	18, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
 	4,  // 3: mitogen_mux.v1.Request.steps:type_name -> mitogen_mux.v1.Step
 	6,  // 4: mitogen_mux.v1.Step.module:type_name -> mitogen_mux.v1.Module
 	7,  // 5: mitogen_mux.v1.Step.command:type_name -> mitogen_mux.v1.Command
 	10, // 6: mitogen_mux.v1.Step.put:type_name -> mitogen_mux.v1.Put
 	11, // 7: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
-	5,  // 8: mitogen_mux.v1.Step.guard:type_name -> mitogen_mux.v1.Guard
-	9,  // 9: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
-	8,  // 10: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
-	8,  // 11: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
-	9,  // 12: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
-	13, // 13: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
-	14, // 14: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
-	16, // 15: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
-	15, // 16: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
-	0,  // 17: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
-	1,  // 18: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
-	12, // 19: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
-	19, // [19:20] is the sub-list for method output_type
-	18, // [18:19] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	12, // 8: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
+	5,  // 9: mitogen_mux.v1.Step.guard:type_name -> mitogen_mux.v1.Guard
+	9,  // 10: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
+	8,  // 11: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
+	8,  // 12: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
+	9,  // 13: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
+	14, // 14: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
+	15, // 15: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
+	17, // 16: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
+	16, // 17: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
+	0,  // 18: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
+	1,  // 19: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
+	13, // 20: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
+	20, // [20:21] is the sub-list for method output_type
+	19, // [19:20] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_mitogen_mux_v1_jobs_proto_init() }
@@ -1468,12 +1572,13 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 		(*Step_Command)(nil),
 		(*Step_Put)(nil),
 		(*Step_Get)(nil),
+		(*Step_Folder)(nil),
 	}
 	file_mitogen_mux_v1_jobs_proto_msgTypes[9].OneofWrappers = []any{
 		(*Put_Path)(nil),
 		(*Put_HasBody)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[11].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[12].OneofWrappers = []any{
 		(*RunReply_Output)(nil),
 		(*RunReply_Result)(nil),
 		(*RunReply_Log)(nil),
@@ -1484,7 +1589,7 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_jobs_proto_rawDesc), len(file_mitogen_mux_v1_jobs_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
