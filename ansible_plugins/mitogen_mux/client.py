@@ -44,6 +44,8 @@ class RpcError(Exception):
         self.code = code
         self.message = message
         self.detail = detail
+        self.answers: list[t.Any] = []
+        """What the request's steps gave before: one each, None for those without."""
 
     @property
     def kind(self) -> int:

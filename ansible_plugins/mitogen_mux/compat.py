@@ -119,9 +119,25 @@ def prewarm() -> None:
         _task.UnifiedTaskResult.from_action_result_dict({})
 
 
+_ACTION_HELPERS = (
+    '_configure_module',
+    '_is_pipelining_enabled',
+    '_transfer_data',
+    '_execute_module',
+    '_make_tmp_path',
+    '_remove_tmp_path',
+    '_should_remove_tmp_path',
+    '_fixup_perms2',
+    '_remote_expand_user',
+    '_execute_remote_stat',
+    '_is_become_unprivileged',
+)
+
+
 def missing_seams() -> str:
     """What this core lacks of what the seams stand on; empty if they fit. A core newer than those that are known may have moved it."""
     from ansible.plugins import action, loader
+    from ansible.plugins.action import copy
 
     wanted = {'module_name', 'module_path', 'module_args', 'templar', 'task_vars', 'async_timeout', 'environment', 'remote_is_local'}
     original = getattr(action, 'modify_module', None)
@@ -129,9 +145,11 @@ def missing_seams() -> str:
         return 'plugins.action.modify_module'
     if not wanted <= set(inspect.signature(original).parameters):
         return 'the parameters of modify_module'
-    for name in ('_configure_module', '_is_pipelining_enabled', '_transfer_data', '_execute_module'):
+    for name in _ACTION_HELPERS:
         if not callable(getattr(action.ActionBase, name, None)):
             return f'ActionBase.{name}'
+    if not callable(getattr(copy.ActionModule, '_copy_file', None)):
+        return 'the action copy'
     for name in ('recursive_finder', '_add_module_to_zip', '_get_shebang', '_extract_interpreter', '_is_binary', '_get_ansible_module_fqn'):
         if not callable(getattr(module_common, name, None)):
             return f'module_common.{name}'

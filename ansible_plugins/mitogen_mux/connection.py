@@ -6,6 +6,7 @@ overridden here stay the original's. With ``mitogen_enabled: false`` it is the o
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import stat
@@ -14,8 +15,9 @@ import typing as t
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError, AnsibleFileNotFound
 from ansible.module_utils.common.text.converters import to_bytes, to_native, to_text
+from ansible.utils.path import unfrackpath
 
-from . import ansiballz, daemon, display, errors, hops, payload
+from . import ansiballz, daemon, display, errands, errors, hops, payload, rehearsal
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -59,6 +61,10 @@ class MuxConnection:
         plugin_type: str
 
     _mux_escalation: hops.Escalation | None = None
+    _mux_folder: errands.Folder | None = None
+    _mux_remembers = False
+    _mux_rehearse: t.Callable[[], list[rehearsal.Question]] | None = None
+    _mux_known: list[tuple[rehearsal.Question, Result]] | None = None
 
     def mux_enabled(self) -> bool:
         """Whether we are to do this connection's work."""
@@ -107,20 +113,25 @@ class MuxConnection:
     def mux_module(self, token: payload.Token, cmd: str) -> Result:
         """Runs a module in a job of the account's agent."""
         session = _session()
+        become = self._mux_become(cmd) is not None
+        known, self._mux_known = self._mux_known or [], None
+        for n, (question, answer) in enumerate(known):
+            if question.same(token, become):
+                self._mux_known = known[n + 1 :]
+                return answer
         path = path_pb2.Path(hops=[self.mux_account(token.interpreter)])
-        if self._mux_become(cmd):
+        if become:
             path.hops.append(hops.become(self, token.interpreter, session.attach.stage1, session.attach.agent_name))
-        step = jobs_pb2.Step(
-            module=jobs_pb2.Module(
-                payload=token.source.key(), params=token.params, name=token.source.name, rlimit_nofile=token.rlimit_nofile, process=self.mux_process()
-            )
-        )
-        for name, value in token.environment:
-            step.module.environment.add(name=name, value=value)
+        questions = [q for q in self._mux_rehearse() if q.become == become] if self._mux_rehearse else []
         try:
             if account := payload.removed_account(token):
                 session.vacate(self.mux_host(), account)
-            return self._mux_run_module(token, path, step)
+            try:
+                return self._mux_run_module(token, path, questions)
+            except payload.NotCovered:
+                if not questions:
+                    raise
+                return self._mux_run_module(token, path, [])  # it is one of the questions
         except payload.NotCovered:
             return self.mux_command(cmd, token.stock(), sudoable=True)
         except RpcError as error:
@@ -131,18 +142,131 @@ class MuxConnection:
                 return self.mux_command(cmd, token.stock(), sudoable=True)
             raise errors.to_ansible(error, self.mux_host()) from None
 
-    def _mux_run_module(self, token: payload.Token, path: path_pb2.Path, step: jobs_pb2.Step) -> Result:
-        key = step.module.payload
+    def _mux_run_module(self, token: payload.Token, path: path_pb2.Path, questions: list[rehearsal.Question]) -> Result:
+        """Runs a module with what waits before it and what may be asked after it, in one request."""
+        errand = self._mux_errand(token, path)
+        at = len(errand.steps)
+        tokens = {at: token}
+        steps = [*errand.steps, self._mux_module_step(token)]
+        for question in questions:
+            tokens[len(steps)] = question.token
+            steps.append(self._mux_module_step(question.token))
+            steps[-1].guard.CopyFrom(jobs_pb2.Guard(step=len(steps) - 2, field='stat.checksum', value=json.dumps(question.checksum)))
+        steps += errand.last
         while True:
             try:
-                return self._mux_run(path, [step])[0]
+                answers = self._mux_run(path, steps, errand.bodies)
             except RpcError as error:
                 if error.kind != error_pb2.Error.PAYLOAD_WANTED:
-                    raise
-            with payload.building(key) as mine:
-                if mine:
-                    made = token.source.build()
-                    _session().upload(key, made.manifest, made.inputs, made.blobs)
+                    self._mux_errand_failed(errand, error)
+                    answers = error.answers
+                    if len(answers) <= at or answers[at] is None:
+                        raise
+                else:
+                    self._mux_upload(tokens[error.detail.step if error.detail else at])
+                    continue
+            else:
+                self._mux_errand_done(errand, answers)
+            self._mux_known = [(q, answer) for q, answer in zip(questions, answers[at + 1 :]) if answer is not None]
+            return t.cast(Result, answers[at])
+
+    def _mux_module_step(self, token: payload.Token) -> jobs_pb2.Step:
+        module = jobs_pb2.Module(
+            payload=token.source.key(), params=token.params, name=token.source.name, rlimit_nofile=token.rlimit_nofile, process=self.mux_process()
+        )
+        for name, value in token.environment:
+            module.environment.add(name=name, value=value)
+        return jobs_pb2.Step(module=module)
+
+    def _mux_upload(self, token: payload.Token) -> None:
+        key = token.source.key()
+        with payload.building(key) as mine:
+            if mine:
+                made = token.source.build()
+                _session().upload(key, made.manifest, made.inputs, made.blobs)
+
+    def mux_rehearse(self, rehearse: t.Callable[[], list[rehearsal.Question]] | None) -> None:
+        """Says what may be asked after the next module; None: no more, and what is known is forgotten."""
+        self._mux_rehearse = rehearse
+
+    def mux_far(self) -> bool:
+        """Whether a round trip costs more than the work of avoiding it."""
+        return True
+
+    @contextlib.contextmanager
+    def mux_remembering(self) -> t.Iterator[None]:
+        """Meanwhile commands ask for what does not change while the connection lives."""
+        before, self._mux_remembers = self._mux_remembers, True
+        try:
+            yield
+        finally:
+            self._mux_remembers = before
+
+    def mux_forget(self) -> None:
+        """What was asked ahead and is not wanted is no answer to a later question."""
+        self._mux_known = None
+
+    def mux_plan(self, folder: errands.Folder | None) -> None:
+        """Takes the errand of making a folder; what is put there before it is made waits with it."""
+        self._mux_folder = folder
+
+    def mux_folder(self, path: str | None = None) -> errands.Folder | None:
+        """The action's temporary folder, if we have it in hand, and if it is the one of that name."""
+        folder = self._mux_folder
+        return folder if folder is not None and path in (None, folder.path) else None
+
+    def mux_remove(self) -> None:
+        """Removes the folder, if it is there. Raises what a command would."""
+        folder, self._mux_folder = self._mux_folder, None
+        if folder is None:
+            return
+        folder.forget_files()
+        if folder.at is not None:
+            remove = jobs_pb2.Folder(path=to_bytes(folder.path), remove=True, as_login=len(folder.at.hops) > 1 and not folder.foreign)
+            self.mux_steps(folder.at, [jobs_pb2.Step(folder=remove)])
+
+    def _mux_errand(self, token: payload.Token, path: path_pb2.Path) -> errands.Errand:
+        """What has to be done for the account of ``path`` before a module runs there."""
+        folder = self._mux_folder
+        if folder is None or not folder.wanted(token):
+            return errands.Errand()
+        if (folder.foreign and len(path.hops) == 1) or (folder.at is not None and len(folder.at.hops) != len(path.hops)):
+            self.mux_run_errands()
+            return errands.Errand()
+        return errands.Errand(folder, path)
+
+    def _mux_errand_done(self, errand: errands.Errand, answers: list[Result | None]) -> None:
+        if errand.folder is not None:
+            errand.folder.at = None if errand.last and answers[-1] is not None else errand.path
+            errand.folder.forget_files()
+
+    def _mux_errand_failed(self, errand: errands.Errand, error: RpcError) -> None:
+        folder = errand.folder
+        if folder is None or not error.answers:
+            return
+        if folder.at is None and error.answers[0] is not None:
+            folder.at = errand.path
+        if errand.makes and error.answers[0] is None and error.detail is not None and error.detail.step == 0 and error.kind in _FILE_KINDS:
+            folder.explain(error.message)
+        folder.forget_files()
+
+    def mux_run_errands(self) -> None:
+        """Does at once what waits, as the plain way would have done it."""
+        folder = self._mux_folder
+        if folder is None or (folder.at is not None and not folder.files):
+            return
+        path = folder.at or path_pb2.Path(hops=[self.mux_account()])
+        errand = errands.Errand(folder, path)
+        try:
+            answers = self._mux_run(path, errand.steps, errand.bodies)
+        except RpcError as error:
+            self._mux_errand_failed(errand, error)
+            raise errors.to_ansible(error, self.mux_host()) from None
+        fixes = folder.fixes if folder.foreign and len(path.hops) == 1 else []
+        errand.last = []
+        self._mux_errand_done(errand, answers)
+        for fix in fixes:
+            fix()
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
         """Runs a command line as the plain plugin would."""
@@ -151,21 +275,23 @@ class MuxConnection:
     def mux_steps(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], body: bytes | None = None) -> list[Result]:
         """Runs steps on a node; ``body`` is the input of the first. Errors are those of Ansible."""
         try:
-            return self._mux_run(path, steps, body)
+            answers = self._mux_run(path, steps, {0: body} if body else {})
+            return t.cast('list[Result]', answers)
         except RpcError as error:
             if error.kind == error_pb2.Error.BECOME_FAILED:
                 return [_tool_failed(error)]
             raise errors.to_ansible(error, self.mux_host()) from None
 
-    def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], body: bytes | None = None) -> list[Result]:
+    def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], bodies: dict[int, bytes]) -> list[Result | None]:
+        """Runs steps; gives an answer for each, None for one whose guard said no. An RpcError has those that came before it."""
         request = jobs_pb2.Request(host=self.mux_host(), path=path, steps=steps)
-        files_only = all(step.WhichOneof('action') in ('put', 'get') for step in steps)
+        files_only = all(step.WhichOneof('action') in ('put', 'get', 'folder') for step in steps)
         out: list[tuple[list[bytes], list[bytes]]] = [([], []) for _ in steps]
-        codes: dict[int, int] = {}
+        codes: dict[int, int | None] = {}
         session = _session()
         send = session.transfer if files_only else session.request
         try:
-            with contextlib.closing(send(request, _Bodies(body))) as replies:  # type: ignore[type-var]
+            with contextlib.closing(send(request, _Bodies(bodies))) as replies:  # type: ignore[type-var]
                 for reply in replies:
                     kind = reply.WhichOneof('event')
                     if kind == 'log':
@@ -176,13 +302,16 @@ class MuxConnection:
                     stdout.append(event.stdout)
                     stderr.append(event.stderr)
                     if kind == 'result':
-                        codes[event.step] = reply.result.rc
+                        codes[event.step] = None if reply.result.skipped else reply.result.rc
+        except RpcError as error:
+            error.answers = _answers(codes, out)
+            raise
         except daemon.DaemonError as error:
             raise AnsibleError(str(error)) from None
         if len(codes) != len(steps):
             raise AnsibleConnectionFailure(f'{self.mux_host()}: the mitogen-mux daemon ended the request without its results')
         self._connected = True
-        return [(codes[n], b''.join(stdout), b''.join(stderr)) for n, (stdout, stderr) in enumerate(out)]
+        return _answers(codes, out)
 
 
 class SshConnection(MuxConnection):
@@ -207,6 +336,8 @@ class SshConnection(MuxConnection):
         return answer
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
+        if self._mux_folder and (self._mux_folder.files or self._mux_folder.path in cmd):
+            self.mux_run_errands()
         path = path_pb2.Path(hops=[self.mux_account()])
         escalation = self._mux_become(cmd)
         if escalation is None:
@@ -215,7 +346,7 @@ class SshConnection(MuxConnection):
             path.hops.append(hops.become(self))
             argv = [*(to_bytes(word) for word in shlex.split(escalation.executable)), b'-c', to_bytes(escalation.command)]
         tty = not in_data and sudoable and bool(hops.option(self, 'use_tty', True))
-        step = jobs_pb2.Step(command=jobs_pb2.Command(argv=argv, plain=to_bytes(cmd), has_body=bool(in_data), tty=tty))
+        step = jobs_pb2.Step(command=jobs_pb2.Command(argv=argv, plain=to_bytes(cmd), has_body=bool(in_data), tty=tty, remember=self._mux_remembers))
         rc, stdout, stderr = self.mux_steps(path, [step], in_data)[0]
         if tty:
             stderr += self._mux_farewell()
@@ -240,6 +371,11 @@ class SshConnection(MuxConnection):
             mode = stat.S_IMODE(os.stat(source).st_mode) & 0o777
         except OSError:
             raise AnsibleFileNotFound(f'file or module does not exist: {to_native(in_path)}') from None
+        if self._mux_folder and self._mux_folder.holds(out_path):
+            with contextlib.suppress(OSError):  # the daemon says it better
+                self._mux_folder.files.append(errands.File.take(os.fsdecode(source), out_path))
+                return 0, b'', b''
+            self.mux_run_errands()
         put = jobs_pb2.Put(path=os.fsdecode(source), dest=to_bytes(out_path), mode=mode)
         return self.mux_steps(path_pb2.Path(hops=[self.mux_account()]), [jobs_pb2.Step(put=put)])[0]
 
@@ -248,6 +384,8 @@ class SshConnection(MuxConnection):
             return super().fetch_file(in_path, out_path)  # type: ignore[misc]
         self._mux_set_host()
         display.vvv(f'FETCH {in_path} TO {out_path}', self.host)
+        if self._mux_folder and self._mux_folder.holds(in_path):
+            self.mux_run_errands()
         source, dest = to_bytes(in_path), os.path.abspath(to_text(out_path))
         listing = jobs_pb2.Command(argv=[b'ls', b'-dlL', b'--', source], plain=to_bytes(f'ls -dlL -- {shlex.quote(to_text(in_path))}'))
         steps = [jobs_pb2.Step(command=listing), jobs_pb2.Step(get=jobs_pb2.Get(source=source, path=dest))]
@@ -288,6 +426,9 @@ class LocalConnection(MuxConnection):
     def mux_account(self, interpreter: str = '') -> path_pb2.Hop:
         return hops.local(interpreter)
 
+    def mux_far(self) -> bool:
+        return False
+
     def mux_process(self) -> jobs_pb2.Process | None:
         process = jobs_pb2.Process(cwd=to_bytes(self.cwd or ''))
         if os.environ != daemon.START_ENVIRON:
@@ -298,6 +439,7 @@ class LocalConnection(MuxConnection):
     def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> Result:
         token = self._mux_token(in_data, cmd) if self.mux_enabled() else None
         if token is None:
+            self.mux_run_errands()
             return self.mux_command(cmd, _stock(in_data), sudoable)
         if not self._connected:
             self._connect()  # type: ignore[attr-defined]
@@ -306,6 +448,35 @@ class LocalConnection(MuxConnection):
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
         return super().exec_command(cmd, in_data=in_data, sudoable=sudoable)  # type: ignore[misc,no-any-return]
+
+    def put_file(self, in_path: str, out_path: str) -> t.Any:
+        folder = self._mux_folder
+        if folder is not None and folder.holds(out_path):
+            source = unfrackpath(in_path, basedir=self.cwd)
+            with contextlib.suppress(OSError):  # the original says it better
+                file = errands.File.take(source, out_path)
+                file.mode = 0o666 & ~_umask()
+                folder.files.append(file)
+                return None
+            self.mux_run_errands()
+        return super().put_file(in_path, out_path)  # type: ignore[misc]
+
+    def fetch_file(self, in_path: str, out_path: str) -> t.Any:
+        self.mux_run_errands()
+        return super().fetch_file(in_path, out_path)  # type: ignore[misc]
+
+    def mux_run_errands(self) -> None:
+        folder = self._mux_folder
+        if folder is not None and (folder.at is None or len(folder.at.hops) == 1):
+            folder.run_here()
+            folder.at = path_pb2.Path(hops=[self.mux_account()])
+        super().mux_run_errands()
+
+    def mux_remove(self) -> None:
+        if self._mux_folder is not None and not self._mux_folder.foreign:
+            folder, self._mux_folder = self._mux_folder, None
+            folder.remove_here()
+        super().mux_remove()
 
     def reset(self) -> None:
         """The next module starts a new agent, for a reset is what a user does whose groups or limits have changed."""
@@ -354,17 +525,15 @@ _LOGIN_SHELL = b'exec "${SHELL:-/bin/sh}" -c "$0"'
 
 
 class _Bodies:
-    """The input of a step in parts; iterable again, for a request that has to be repeated."""
+    """The input of steps in parts; iterable again, for a request that has to be repeated."""
 
-    def __init__(self, data: bytes | None) -> None:
-        self._data = data
+    def __init__(self, bodies: dict[int, bytes]) -> None:
+        self._bodies = bodies
 
     def __iter__(self) -> t.Iterator[jobs_pb2.Body]:
-        data = self._data
-        if data is None or not data:
-            return
-        for offset in range(0, len(data), BODY_PART):
-            yield jobs_pb2.Body(step=0, data=data[offset : offset + BODY_PART], last=offset + BODY_PART >= len(data))
+        for step, data in sorted(self._bodies.items()):
+            for offset in range(0, max(1, len(data)), BODY_PART):
+                yield jobs_pb2.Body(step=step, data=data[offset : offset + BODY_PART], last=offset + BODY_PART >= len(data))
 
 
 @contextlib.contextmanager
@@ -376,14 +545,19 @@ def _private_file(path: str) -> t.Iterator[t.Callable[[int], None]]:
     except OSError:
         yield lambda _: None
         return
-    umask = os.umask(0o077)
-    os.umask(umask)
+    umask = _umask()
     try:
         yield lambda mode: os.chmod(path, mode & ~umask)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(path)
         raise
+
+
+def _umask() -> int:
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
 
 
 def _listed_mode(listing: bytes) -> int:
@@ -393,6 +567,17 @@ def _listed_mode(listing: bytes) -> int:
         return 0o666
     bits = ''.join('0' if letter in b'-ST' else '1' for letter in letters)
     return int(bits, 2) | 0o200
+
+
+def _answers(codes: dict[int, int | None], out: list[tuple[list[bytes], list[bytes]]]) -> list[Result | None]:
+    answers: list[Result | None] = []
+    for n, (stdout, stderr) in enumerate(out):
+        code = codes.get(n)
+        answers.append(None if code is None else (code, b''.join(stdout), b''.join(stderr)))
+    return answers
+
+
+_FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
 
 
 def _session() -> daemon.Session:

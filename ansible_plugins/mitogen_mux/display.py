@@ -39,6 +39,16 @@ def log(event: jobs_pb2.Log, host: str) -> None:
     write.get(event.level, _display.vvvv)(event.text, host=who)
 
 
+def warning(text: str) -> None:
+    """A warning, as the core's own code gives it."""
+    _display.warning(text)
+
+
+def verbosity() -> int:
+    """How often the user gave -v."""
+    return int(_display.verbosity)
+
+
 def remark(text: str) -> None:
     """A remark at -v."""
     _display.v(text)

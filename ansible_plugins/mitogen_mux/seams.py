@@ -15,7 +15,7 @@ from ansible.executor import module_common
 from ansible.plugins import action as action_plugins
 from ansible.plugins.loader import connection_loader
 
-from . import compat, connection, display, payload
+from . import actions, compat, connection, display, payload
 
 _current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
 """The action whose module is being built: modify_module itself is not told."""
@@ -51,6 +51,7 @@ def install() -> None:
     base._configure_module = _configure_module(base._configure_module)
     base._is_pipelining_enabled = _is_pipelining_enabled(base._is_pipelining_enabled)
     base._transfer_data = _transfer_data(base._transfer_data)
+    actions.install(ours)
 
 
 def substitute() -> t.Callable[[], None]:

@@ -164,7 +164,8 @@ func (r *request) runSteps(ctx context.Context) error {
 	r.outcomes = make([]*moduleexec.Outcome, len(r.steps))
 	var failed error
 	r.queued = time.Since(r.arrived)
-	for i, n := 0, 1; i < len(r.steps); i += n {
+	n := 0
+	for i := 0; i < len(r.steps); i += n {
 		if n = r.chainFrom(i); n > 1 && failed == nil {
 			if failed = r.runChain(ctx, i, n); failed != nil && (ctx.Err() != nil || fault.KindOf(failed) == fault.AgentDied) {
 				return failed

@@ -132,9 +132,17 @@ func TestStaleAgent(t *testing.T) {
 				if frame.Type != agent.TypeOpen {
 					continue
 				}
-				if r, err := agent.DecodeRequest(frame.Payload); err != nil {
+				r, err := agent.DecodeRequest(frame.Payload)
+				if err != nil {
 					t.Error(err)
-				} else if _, ok := r.(agent.Module); !ok {
+				}
+				if c, ok := r.(agent.Chained); ok {
+					if r = c.Request; c.Index > 0 { // its guard would say no
+						f.Result(frame.Stream, agent.Result{Failed: true, Failure: agent.FailSkipped})
+						continue
+					}
+				}
+				if _, ok := r.(agent.Module); !ok {
 					continue
 				}
 				if refused++; refused <= times {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -90,19 +91,53 @@ def test_one_round_trip_a_task(site: Site, relay: Relay, task: list[object]) -> 
     assert many["connections"] == few["connections"] == 1
 
 
-# As many as plain Ansible makes calls: expand, make a directory, stat, put, chmod, module, remove.
-@pytest.mark.parametrize(("name", "trips"), [("copy", 7), ("template", 7)])
-def test_round_trips_for_a_file(site: Site, relay: Relay, name: str, trips: int) -> None:
-    site.clean(["budget"])
+SIZES = {"small": 7, "not inline": 100_000}
+
+FILE_TASKS: dict[str, tuple[dict[str, object], int, int]] = {
+    # the task, and its round trips when the file is to be changed and when it is not
+    "copy": ({"copy": {"src": "SOURCE", "dest": "DEST"}}, 2, 1),
+    "copy with a mode": ({"copy": {"src": "SOURCE", "dest": "DEST", "mode": "0600"}}, 2, 1),
+    "copy that follows": ({"copy": {"src": "SOURCE", "dest": "DEST", "follow": True}}, 2, 1),
+    "copy into a folder": ({"copy": {"src": "SOURCE", "dest": "FOLDER/"}}, 2, 1),
+    "copy of content": ({"copy": {"content": "given here {{ lookup('file', 'SOURCE') }}", "dest": "DEST"}}, 2, 1),
+    "copy without force": ({"copy": {"src": "SOURCE", "dest": "DEST", "force": False}}, 2, 1),
+    "copy, validated": ({"copy": {"src": "SOURCE", "dest": "DEST", "validate": "test -r %s"}}, 2, 1),
+    "template": ({"template": {"src": "SOURCE", "dest": "DEST"}}, 2, 1),
+    "loop": ({"copy": {"src": "SOURCE", "dest": "DEST-{{ item }}"}, "loop": [1, 2, 3]}, 6, 3),
+}
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize(("task", "changed", "unchanged"), FILE_TASKS.values(), ids=FILE_TASKS)
+def test_round_trips_for_a_file(site: Site, relay: Relay, task: dict[str, object], changed: int, unchanged: int, size: int) -> None:
     source = site.base / "page.j2"
-    source.write_text("a page\n")
+    source.write_text("x" * size)
 
-    def tasks(count: int) -> list[object]:
-        return [{name: {"src": str(source), "dest": f"{site.work}/budget/{count}-{n}"}} for n in range(count)]
+    def tasks(count: int, repeat: int) -> list[object]:
+        text = json.dumps(task).replace("SOURCE", str(source))
+        found = []
+        for n in range(count):
+            place = f"{site.work}/budget/{n}"
+            found += [json.loads(text.replace("DEST", place).replace("FOLDER", place + ".d"))] * repeat
+        return found
 
-    _, few = cost(site, relay, tasks(FEW))
-    _, many = cost(site, relay, tasks(MANY))
-    assert int(agent_node(many)["round_trips"]) - int(agent_node(few)["round_trips"]) <= trips * (MANY - FEW)
+    site.clean(["budget"])
+    for n in range(FEW):
+        (site.work / "budget" / f"{n}.d").mkdir()
+        os.chown(site.work / "budget" / f"{n}.d", site.login.uid, -1)
+    site.stop_daemon()
+    hosts = {"h": site.host_vars(OURS, site.login, ansible_port=relay.port)}
+
+    def trips(*tasks: object) -> int:
+        run = site.play(OURS, hosts, play(*tasks))
+        assert run.rc == 0, run.said()
+        return int(agent_node(site.status()["nodes"])["round_trips"])
+
+    # What a module's first use costs is not counted.
+    warm = trips(*tasks(1, 2))
+    first = trips(*tasks(FEW, 1)[1:])
+    again = trips(*tasks(FEW, 1)[1:])
+    assert (first - warm, again - first) == (changed * (FEW - 1), unchanged * (FEW - 1))
     source.unlink()
 
 

@@ -1,0 +1,161 @@
+"""Errands: what an action wants done on its way and whose answer it does not need at once (its temporary folder, files to put there).
+
+They wait with the connection and leave with the next request, in the order in which they were asked for. What goes wrong with one is
+raised then, as the plain way would have raised it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import typing as t
+
+from ansible import constants as C
+from ansible.module_utils.common.text.converters import to_bytes
+
+from . import compat, payload
+from .v1 import jobs_pb2, path_pb2
+
+_LEAVE_IT = frozenset(os.path.join(compat.CORE_ROOT, 'ansible', 'modules', f'{name}.py') for name in ('copy', 'file', 'slurp', 'stat'))
+"""Modules of the core that use their action's folder only for what was put there."""
+
+INLINE = 32 << 10
+"""Bytes up to which a file's content is taken along at once; the source of a longer one is kept."""
+
+
+@dataclasses.dataclass
+class File:
+    """A file to put. Its source may be gone when it leaves."""
+
+    dest: str
+    mode: int
+    body: bytes | None = None
+    path: str = ''
+    kept: str = ''
+    """The name that keeps the source, to be removed."""
+
+    @classmethod
+    def take(cls, source: str, dest: str) -> File:
+        """Raises OSError."""
+        info = os.stat(source)
+        file = cls(dest, info.st_mode & 0o777)
+        if info.st_size <= INLINE:
+            with open(source, 'rb') as content:
+                file.body = content.read()
+            return file
+        file.path = source
+        if source.startswith((os.path.join(os.path.realpath(C.DEFAULT_LOCAL_TMP), ''), os.path.join(C.DEFAULT_LOCAL_TMP, ''))):
+            fd, name = tempfile.mkstemp(dir=C.DEFAULT_LOCAL_TMP)  # the core removes its own temporary files as soon as they have been put
+            os.close(fd)
+            os.unlink(name)
+            os.link(source, name)
+            file.path = file.kept = name
+        return file
+
+    def step(self, as_login: bool) -> jobs_pb2.Step:
+        """Puts it."""
+        put = jobs_pb2.Put(dest=to_bytes(self.dest), mode=self.mode, as_login=as_login)
+        if self.body is None:
+            put.path = self.path
+        else:
+            put.has_body = True
+        return jobs_pb2.Step(put=put)
+
+    def forget(self) -> None:
+        """It has left, or never will."""
+        if self.kept:
+            with contextlib.suppress(OSError):
+                os.unlink(self.kept)
+            self.kept = ''
+
+
+@dataclasses.dataclass
+class Folder:
+    """An action's temporary folder."""
+
+    path: str
+    foreign: bool
+    """It is for an account that cannot read the login account's files: then it is that account which makes it."""
+    passing: bool
+    """What is put there is for the action's next module alone."""
+    explain: t.Callable[[str], t.NoReturn]
+    """Raises what the plain way would where the folder cannot be made."""
+    at: path_pb2.Path | None = None
+    """The account that has made it; None: it is not there."""
+    files: list[File] = dataclasses.field(default_factory=list)
+    fixes: list[t.Callable[[], None]] = dataclasses.field(default_factory=list)
+    """Calls of _fixup_perms2, for where they are needed after all."""
+
+    def wanted(self, token: payload.Token) -> bool:
+        """Whether the folder must be there for a module."""
+        return bool(self.files) or (self.at is None and not self.foreign and getattr(token.source, 'path', '') not in _LEAVE_IT)
+
+    def holds(self, path: str) -> bool:
+        """Whether the path is in the folder."""
+        return path.startswith(self.path + '/')
+
+    def run_here(self) -> None:
+        """Does what waits on this very machine."""
+        if self.at is None:
+            try:
+                parents = []
+                parent = os.path.dirname(self.path)
+                while not os.path.isdir(parent):
+                    parents.append(parent)
+                    parent = os.path.dirname(parent)
+                for parent in [*reversed(parents), self.path]:
+                    os.mkdir(parent, 0o700)
+            except OSError as error:
+                self.explain(error.strerror or '')
+        for file in self.files:
+            with open(file.dest, 'wb', opener=lambda name, flags: os.open(name, flags, 0o600)) as dest:
+                if file.body is not None:
+                    dest.write(file.body)
+                else:
+                    with open(file.path, 'rb') as source:
+                        shutil.copyfileobj(source, dest, 1 << 20)
+                os.fchmod(dest.fileno(), file.mode)
+        fixes = self.fixes if self.foreign else []
+        self.forget_files()
+        for fix in fixes:
+            fix()
+
+    def remove_here(self) -> None:
+        """Removes what is there on this very machine."""
+        self.forget_files()
+        if self.at is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def forget_files(self) -> None:
+        """They have left, or never will."""
+        for file in self.files:
+            file.forget()
+        self.files, self.fixes = [], []
+
+
+class Errand:
+    """What leaves with a request to the account of a path: steps before it, and those after it."""
+
+    def __init__(self, folder: Folder | None = None, path: path_pb2.Path | None = None) -> None:
+        self.folder, self.path = folder, path
+        self.steps: list[jobs_pb2.Step] = []
+        self.bodies: dict[int, bytes] = {}
+        self.last: list[jobs_pb2.Step] = []
+        self.makes = False
+        """Whether the first step makes the folder."""
+        if folder is None or path is None:
+            return
+        as_login = len(path.hops) > 1 and not folder.foreign
+        name = to_bytes(folder.path)
+        if folder.at is None:
+            self.makes = True
+            self.steps.append(jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, as_login=as_login)))
+        for file in folder.files:
+            if file.body is not None:
+                self.bodies[len(self.steps)] = file.body
+            self.steps.append(file.step(as_login))
+        if folder.passing and folder.files:
+            guard = jobs_pb2.Guard(step=0, field='rc', value='0')
+            self.last = [jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, remove=True, as_login=as_login), guard=guard)]
