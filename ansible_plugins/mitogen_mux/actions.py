@@ -47,6 +47,8 @@ def _make_tmp_path(original: t.Callable[..., str], ours: Ours) -> t.Callable[...
         else:
             tmpdir = self._remote_expand_user(self.get_shell_option('remote_tmp', default='~/.ansible/tmp'), sudoable=False)
         foreign = bool(self._is_become_unprivileged())
+        if foreign and compat.COPY_CLEARS_ACLS:
+            return original(self, remote_user)
         name = shell._generate_temp_dir_name()
         path = _made_by(shell, name, foreign, tmpdir)
         if path is None:

@@ -38,6 +38,15 @@ ROUTING = os.path.join(CORE_ROOT, 'ansible', 'config', 'ansible_builtin_runtime.
 """Redirects of module_utils of ansible.builtin."""
 
 
+def _copy_clears_acls() -> bool:
+    with open(os.path.join(CORE_ROOT, 'ansible', 'modules', 'copy.py'), encoding='utf-8') as module:
+        return 'def clear_facls' in module.read()
+
+
+COPY_CLEARS_ACLS = _copy_clears_acls()
+"""Whether the module copy takes ACLs off a file for another account, which leaves traces in its mode: older cores, 2.16 among them."""
+
+
 def surrogate_fqn(module_name: str) -> str:
     """The full name that a payload gives to a module whose path tells none (roles, ``library/``)."""
     return f'ansible.modules.{module_name}' if BUILT_MODULE is None else f'ansible.legacy.{module_name}'
