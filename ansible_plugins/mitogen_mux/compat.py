@@ -44,7 +44,7 @@ def _copy_clears_acls() -> bool:
 
 
 COPY_CLEARS_ACLS = _copy_clears_acls()
-"""Whether the module copy takes ACLs off a file for another account, which leaves traces in its mode: older cores, 2.16 among them."""
+"""Whether the module copy takes ACLs off a file for another account, which leaves traces in its mode: 2.16, ended by 2.17."""
 
 
 def surrogate_fqn(module_name: str) -> str:
