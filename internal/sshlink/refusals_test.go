@@ -1,7 +1,10 @@
 package sshlink
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -119,4 +122,25 @@ func testTalkativeServers(t *testing.T, way string) {
 	if got := output(t, link, "echo out; exit 3", "", mux.ExecOptions{}); got.code != 3 || got.stdout != "hello from rc\nout\n" {
 		t.Errorf("got %+v", got)
 	}
+}
+
+// TestCancelled: who no longer wants a connection does not wait for a silent server, and leaves no program and no connection behind.
+func TestCancelled(t *testing.T) { bothWays(t, testCancelled) }
+
+func testCancelled(t *testing.T, way string) {
+	t.Helper()
+	gone := make(chan struct{})
+	ctx, cancel := context.WithCancelCause(t.Context())
+	port, _ := peer(t, func(_ int64, conn net.Conn) {
+		cancel(errors.New("the run has ended"))
+		go func() {
+			defer close(gone)
+			_, _ = io.Copy(io.Discard, conn)
+		}()
+	})
+	a := startAccount(t, "")
+	a.hop.Port, a.hop.Transport = port, way
+	_, err := New(Options{}).Dial(ctx, a.hop, a.run)
+	failsAs(t, err, fault.Cancelled)
+	<-gone
 }
