@@ -90,12 +90,11 @@ def source(core: str) -> pathlib.Path:
         with tarfile.open(next(draft.glob('*.tar.gz'))) as archive:
             archive.extractall(draft, filter='tar')
         made = draft / tree.name
-        (made / 'bin').mkdir()  # links that are in the repository but not in the distribution
-        for name, module in {
-            'test': 'test/lib/ansible_test/_util/target/cli/ansible_test_cli_stub',
-            **{c: f'lib/ansible/cli/{c}' for c in commands(made)},
-        }.items():
-            (made / 'bin' / f'ansible-{name}'.replace('-adhoc', '')).symlink_to(f'../{module}.py')
+        if not (made / 'bin').exists():  # as in the repository
+            (made / 'bin').mkdir()
+            programs = {'test': 'test/lib/ansible_test/_util/target/cli/ansible_test_cli_stub', **{c: f'lib/ansible/cli/{c}' for c in commands(made)}}
+            for name, module in programs.items():
+                (made / 'bin' / f'ansible-{name}'.replace('-adhoc', '')).symlink_to(f'../{module}.py')
         # Sandboxes forget what they compile.
         subprocess.run([venv / 'bin' / 'python', '-m', 'compileall', '-q', 'lib/ansible', 'test/lib/ansible_test/_internal'], cwd=made, check=False)
         made.rename(tree)
