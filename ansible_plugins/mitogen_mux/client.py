@@ -1,14 +1,15 @@
 """A small blocking gRPC client on h2, for one UNIX socket. It knows nothing of Ansible.
 
 grpcio would cost every ansible-playbook 90 to 280 ms to import and every forked worker 10 ms more, and it must never have a live
-channel across a fork. This one has no thread, opens its connection at the first call, and gives one call at a time.
-"""
+channel across a fork. This one has no thread, opens its connection at the first call, and gives one call at a time. Where it waits for the
+daemon, a worker thread of the run gives the baton away."""
 
 from __future__ import annotations
 
 import base64
 import collections
 import os
+import select
 import socket
 import struct
 import time
@@ -23,6 +24,7 @@ import h2.exceptions
 import h2.settings
 from google.protobuf.message import DecodeError, Message
 
+from . import baton
 from .v1 import error_pb2
 
 Reply = t.TypeVar('Reply', bound=Message)
@@ -116,7 +118,9 @@ class Client:
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(self._connect_timeout)
-            sock.connect(self.path)
+            with baton.waiting():
+                sock.connect(self.path)
+            sock.setblocking(False)
             config = h2.config.H2Configuration(
                 client_side=True, header_encoding='utf-8', validate_outbound_headers=False, normalize_outbound_headers=False, validate_inbound_headers=False
             )
@@ -213,30 +217,42 @@ class _Call:
             yield self._messages.popleft()
 
     def _flush(self) -> None:
-        data = self._h2.data_to_send()
-        if data:
-            self._arm()
-            self._sock.sendall(data)
+        data = memoryview(self._h2.data_to_send())
+        while data:
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                self._wait(select.POLLOUT)
 
     def _receive(self) -> None:
         self._flush()
-        self._arm()
-        data = self._sock.recv(1 << 17)
+        while True:
+            try:
+                data = self._sock.recv(1 << 17)
+                break
+            except BlockingIOError:
+                self._wait(select.POLLIN)
         if not data:
             raise ConnectionResetError('the daemon closed it')
         for event in self._h2.receive_data(data):
             self._handle(event)
         self._flush()
 
-    def _arm(self) -> None:
-        """Lets the socket wait until the deadline. The daemon ends the call by the same deadline: give it a moment to say so."""
-        if self._deadline is None:
-            self._sock.settimeout(None)
-            return
-        left = self._deadline + 1.0 - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._sock.settimeout(left)
+    def _wait(self, what: int) -> None:
+        """Waits for the socket until the deadline. The daemon ends the call by the same deadline: give it a moment to say so."""
+        left = None
+        if self._deadline is not None:
+            left = self._deadline + 1.0 - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+        poll = select.poll()
+        poll.register(self._sock, what)
+        with baton.waiting(self._interrupt):
+            poll.poll(None if left is None else left * 1000)
+
+    def _interrupt(self) -> None:
+        """Ends the wait, from another thread."""
+        self._sock.shutdown(socket.SHUT_RDWR)
 
     def _handle(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.ConnectionTerminated):

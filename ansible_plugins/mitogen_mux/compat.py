@@ -8,7 +8,9 @@ import datetime
 import inspect
 import json
 import os
+import threading
 import time
+import traceback
 import typing as t
 
 from ansible import constants as C
@@ -141,6 +143,145 @@ _ACTION_HELPERS = (
     '_execute_remote_stat',
     '_is_become_unprivileged',
 )
+
+
+DETACHED = BUILT_MODULE is not None
+"""Whether a worker's children get neither the run's terminal nor its session: since 2.19."""
+
+
+def missing_workers() -> str:
+    """What this core lacks of what worker threads stand on; empty if they fit."""
+    from ansible.executor.process import worker
+    from ansible.plugins import strategy
+    from ansible.utils.display import Display
+
+    named: t.Any = getattr(strategy, 'WorkerProcess', None)
+    if named is None or named is not worker.WorkerProcess:
+        return 'plugins.strategy.WorkerProcess'
+    wanted = {'final_q', 'task_vars', 'host', 'task', 'play_context', 'loader', 'variable_manager', 'shared_loader_obj', 'worker_id'}
+    if not wanted <= set(inspect.signature(named).parameters):
+        return 'the parameters of WorkerProcess'
+    if '_final_q' not in vars(Display()):
+        return 'Display._final_q'
+    return ''
+
+
+_queue_of_thread = threading.local()
+
+
+@contextlib.contextmanager
+def display_per_thread() -> t.Iterator[None]:
+    """Lets a thread have what a forked worker has: a Display that sends all through the result queue, in order with results and callbacks."""
+    from ansible.utils.display import Display
+
+    cls = type(Display())
+
+    def get(self: t.Any) -> t.Any:
+        return getattr(_queue_of_thread, 'queue', None) or vars(self).get('_final_q')
+
+    def put(self: t.Any, value: t.Any) -> None:
+        vars(self)['_final_q'] = value
+
+    cls._final_q = property(get, put)
+    try:
+        yield
+    finally:
+        del cls._final_q
+
+
+@contextlib.contextmanager
+def display_through(final_q: t.Any) -> t.Iterator[None]:
+    """What this thread displays goes through the queue."""
+    _queue_of_thread.queue = final_q
+    try:
+        yield
+    finally:
+        _queue_of_thread.queue = None
+
+
+def run_host_task(job: dict[str, t.Any]) -> None:
+    """What the core's WorkerProcess does once it has been forked: runs the host-task and sends its result. ``job`` has the names of its
+    constructor's parameters."""
+    if BUILT_MODULE is None:
+        _run_to_2_18(job)
+        return
+    from ansible._internal import _task
+
+    if hasattr(_task.TaskContext, 'create'):
+        _run_since_2_21(job, _task)
+    else:
+        _run_to_2_20(job, _task)
+
+
+def _run_to_2_18(job: dict[str, t.Any]) -> None:
+    from ansible.errors import AnsibleConnectionFailure
+    from ansible.executor.task_executor import TaskExecutor
+
+    host, task, final_q = job['host'], job['task'], job['final_q']
+
+    def send(result: dict[str, t.Any], fields: dict[str, t.Any]) -> None:
+        final_q.send_task_result(host.name, task._uuid, result, task_fields=fields)
+
+    try:
+        with open(os.devnull) as stdin:
+            executor = TaskExecutor(
+                host, task, job['task_vars'], job['play_context'], stdin, job['loader'], job['shared_loader_obj'], final_q, job['variable_manager']
+            )
+            result = executor.run()
+        try:
+            send(result, task.dump_attrs())
+        except Exception as error:
+            send({'failed': True, 'msg': f'{error}', 'exception': traceback.format_exc()}, {})
+    except AnsibleConnectionFailure:
+        send({'unreachable': True}, task.dump_attrs())
+    except Exception:
+        send({'failed': True, 'exception': traceback.format_exc(), 'stdout': ''}, task.dump_attrs())
+
+
+def _run_to_2_20(job: dict[str, t.Any], _task: t.Any) -> None:
+    from ansible._internal._errors import _error_utils
+    from ansible.errors import AnsibleError
+    from ansible.executor.task_executor import TaskExecutor
+    from ansible.executor.task_result import _RawTaskResult
+
+    host, task, final_q = job['host'], job['task'], job['final_q']
+    with _task.TaskContext(task):
+        executor = TaskExecutor(host, task, job['task_vars'], job['play_context'], job['loader'], job['shared_loader_obj'], final_q, job['variable_manager'])
+        result = executor.run()
+        try:
+            final_q.send_task_result(_RawTaskResult(host=host, task=task, return_data=result, task_fields=task.dump_attrs()))
+        except Exception as error:
+            try:
+                raise AnsibleError('Task result omitted due to queue send failure.') from error
+            except Exception as wrapped:
+                result = _error_utils.result_dict_from_exception(wrapped)
+                final_q.send_task_result(_RawTaskResult(host=host, task=task, return_data=result, task_fields={}))
+
+
+def _run_since_2_21(job: dict[str, t.Any], _task: t.Any) -> None:
+    from ansible.errors import AnsibleError
+    from ansible.executor.task_executor import TaskExecutor
+    from ansible.inventory.host import Host
+    from ansible.playbook.task import Task
+
+    host, task, final_q = job['host'], job['task'], job['final_q']
+    with _task.TaskContext.create(task=task, task_vars=job['task_vars'], host_name=host.name):
+        task.squash()
+        executor = TaskExecutor(host, job['play_context'], job['loader'], job['shared_loader_obj'], final_q, job['variable_manager'])
+        utr = executor.run()
+        utr.finalize_registered_values()
+        task.ignore_errors, task.ignore_unreachable = utr.ignore_errors, utr.ignore_unreachable
+        try:
+            final_q.send_task_result(host, task, utr)
+        except Exception as error:
+            try:
+                raise AnsibleError('Task result omitted due to queue send failure.') from error
+            except Exception as wrapped:
+                surrogate = Task()
+                surrogate._uuid = task._uuid
+                utr = _task.UnifiedTaskResult.create_from_action_exception(wrapped)
+                utr.finalize_registered_values()
+                final_q.send_task_result(Host(name=host.name), surrogate, utr)
 
 
 def missing_seams() -> str:

@@ -18,6 +18,7 @@ import threading
 import time
 import typing as t
 
+from . import baton
 from .client import Client, NotSent, RpcError
 from .v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
 
@@ -57,6 +58,7 @@ class Session:
         self._clients = threading.local()
         self._lock = threading.Lock()
         self._owner = os.getpid()
+        os.register_at_fork(after_in_child=self._forget_lock)
         self._local_agents: list[subprocess.Popen[bytes]] = []
         self._connect()
 
@@ -129,6 +131,10 @@ class Session:
                 else:
                     raise
 
+    def _forget_lock(self) -> None:
+        """A child has none of the threads that may have held it."""
+        self._lock = threading.Lock()
+
     def _client(self) -> Client:
         """This thread's client; after a fork, or when the daemon was replaced, a new one."""
         mine = self._clients
@@ -140,7 +146,7 @@ class Session:
     def _connect(self) -> None:
         """Attaches to the daemon of the installed binary, starting it where it does not answer."""
         binary = find_binary()
-        with self._lock:
+        with baton.locked(self._lock):
             for start in (False, True):
                 path = _start(binary) if start else _known_socket(binary)
                 if not path:

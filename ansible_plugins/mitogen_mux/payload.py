@@ -24,7 +24,7 @@ from ansible.module_utils.common.text.converters import to_bytes
 from ansible.release import __version__
 from ansible.utils.collection_loader import AnsibleCollectionConfig
 
-from . import compat
+from . import baton, compat
 from .v1 import files_pb2
 
 _RESOURCE_READER = re.compile(rb'importlib[._]resources|pkgutil\.get_data|importlib import resources')
@@ -167,7 +167,8 @@ def building(key: bytes) -> t.Iterator[bool]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with baton.waiting():
+                fcntl.flock(lock, fcntl.LOCK_EX)
             mine = False
         else:
             mine = True

@@ -1,0 +1,139 @@
+"""The baton: of a run's threads, one at a time runs Ansible's code. It knows nothing of Ansible.
+
+The main thread and the worker threads hand it to each other, and a worker thread gives it away only where it waits. So nothing in Ansible
+has to be safe for threads, and nothing is lost: Python's own lock lets no two of them run either. In a thread that is no worker thread,
+and in a forked child, ``waiting`` does nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import typing as t
+
+Interrupt = t.Callable[[], None]
+"""Ends a wait from another thread."""
+
+_IMPORT = '<frozen importlib._bootstrap>'
+
+_here = threading.local()
+"""``baton`` in worker threads, nothing elsewhere; ``first_wait`` until the thread gives the baton away for the first time in its job."""
+
+
+class Cancelled(BaseException):
+    """The run has ended, and the worker thread in which this is raised leaves its host-task where it stands."""
+
+
+class Baton:
+    """Held by one thread. Its lock is reentrant only because such a lock knows its owner, in C: no signal comes between the two."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._interrupts: dict[int, Interrupt] = {}
+
+    def held(self) -> bool:
+        """Whether the calling thread holds it."""
+        return bool(self._lock._is_owned())  # type: ignore[attr-defined]
+
+    def take(self) -> None:
+        """Waits for it."""
+        self._lock.acquire()
+
+    def give(self) -> None:
+        """Gives it away, if the calling thread holds it."""
+        if self.held():
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def lent(self) -> t.Iterator[None]:
+        """Gives it away while the main thread waits for its workers."""
+        self.give()
+        try:
+            yield
+        finally:
+            self.take()
+
+    @contextlib.contextmanager
+    def job(self, first_wait: threading.Event) -> t.Iterator[None]:
+        """A job of a worker thread. ``first_wait`` is set when the baton is given away for the first time, at the job's end at the latest."""
+        self.take()
+        _here.baton, _here.first_wait = self, first_wait
+        try:
+            yield
+        finally:
+            _here.baton = None
+            self.give()
+            first_wait.set()
+
+    def end(self) -> None:
+        """Ends all waits of worker threads, those to come too, with Cancelled."""
+        self._ended.set()
+        for interrupt in list(self._interrupts.values()):
+            with contextlib.suppress(OSError):
+                interrupt()
+
+    def sleep(self, seconds: float) -> None:
+        """As ``time.sleep``, in a worker thread."""
+        with self.away(None):
+            self._ended.wait(seconds)
+
+    @contextlib.contextmanager
+    def away(self, interrupt: Interrupt | None) -> t.Iterator[None]:
+        """A wait of a worker thread."""
+        me = threading.get_ident()
+        if interrupt is not None:
+            self._interrupts[me] = interrupt
+        try:
+            if self._ended.is_set():
+                raise Cancelled
+            self.give()
+            _here.first_wait.set()
+            try:
+                yield
+            finally:
+                self.take()
+        finally:
+            self._interrupts.pop(me, None)
+            if self._ended.is_set():
+                raise Cancelled
+
+
+@contextlib.contextmanager
+def waiting(interrupt: Interrupt | None = None) -> t.Iterator[None]:
+    """Gives the baton away as long as this lasts. ``interrupt`` is called from the main thread when the run ends: it must let the wait end,
+    or return at once if it has not begun."""
+    baton = holder()
+    if baton is None:
+        yield
+    else:
+        with baton.away(interrupt):
+            yield
+
+
+@contextlib.contextmanager
+def locked(lock: threading.Lock) -> t.Iterator[None]:
+    """A lock that a thread may hold while it waits for something else: nobody waits for it with the baton in hand."""
+    if not lock.acquire(blocking=False):
+        with waiting():
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def holder() -> Baton | None:
+    """The baton, if this is a worker thread that holds it."""
+    baton: Baton | None = getattr(_here, 'baton', None)
+    return baton if baton is not None and baton.held() else None
+
+
+def importing() -> bool:
+    """Whether the calling thread is in the middle of an import, and so has a lock that others may wait for with the baton in hand."""
+    frame: t.Any = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == _IMPORT:
+            return True
+        frame = frame.f_back
+    return False

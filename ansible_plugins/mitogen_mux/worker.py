@@ -1,0 +1,231 @@
+"""Workers: what runs a host-task, in a thread of this process or in a forked one, behind the face of the core's WorkerProcess."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import inspect
+import queue
+import select
+import socket
+import threading
+import time
+import traceback
+import typing as t
+
+from ansible import constants as C
+from ansible.executor.process.worker import WorkerProcess
+from ansible.utils.display import Display
+
+from . import baton, compat, isolation
+
+LONGEST_WAIT = 0.05
+"""Seconds after which the main loop looks around, though nothing has woken it."""
+
+LAST_WORDS = 5.0
+"""Seconds that cancelled host-tasks may take to leave."""
+
+_display = Display()
+_SIGNATURE = inspect.signature(WorkerProcess)
+
+
+class Workers:
+    """The workers of one run of a strategy. Called as the class WorkerProcess would be."""
+
+    def __init__(self, strategy: t.Any) -> None:
+        self.baton = baton.Baton()
+        self.wakeup = Wakeup()
+        self._strategy = strategy
+        self._threads: list[_Thread] = []
+        self._idle: list[_Thread] = []
+
+    def __call__(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        job = _SIGNATURE.bind(*args, **kwargs).arguments
+        why = isolation.reason(job)
+        if not why:
+            return ThreadWorker(self, job)
+        _display.vvvvv(f'mitogen-mux: task {job["task"]} has a process of its own: {why}', host=job['host'].name)
+        return ForkedWorker(self._strategy, *args, **kwargs)
+
+    def begin(self, worker: ThreadWorker) -> None:
+        """Lets a thread have the baton until the host-task waits for the first time: then its target is at work, and the next can follow."""
+        thread = self._idle.pop() if self._idle else _Thread(self)
+        if thread not in self._threads:
+            self._threads.append(thread)
+        first_wait = threading.Event()
+        with self.baton.lent():
+            thread.inbox.put((worker, first_wait))
+            first_wait.wait()
+
+    def ended(self, thread: _Thread) -> None:
+        """A thread has nothing to do."""
+        self._idle.append(thread)
+        self.wakeup.set()
+
+    def rest(self, seconds: float) -> None:
+        """The main loop's pause of ``seconds``: until there is something to do."""
+        if self.wakeup.progress:
+            self.wakeup.progress = False
+            return
+        forks = [worker.sentinel for worker in self._strategy._workers if isinstance(worker, ForkedWorker) and worker.is_alive()]
+        with self.baton.lent():
+            self.wakeup.wait(forks, LONGEST_WAIT if self._strategy._pending_results else seconds)
+
+    def finish(self, patience: float) -> None:
+        """Ends the threads: those that are at work after ``patience`` seconds are cancelled. Called by the main thread."""
+        self.baton.give()
+        for thread in self._threads:
+            thread.inbox.put(None)
+        try:
+            self._join(patience)
+        finally:
+            self.baton.end()
+            self._join(LAST_WORDS)
+            self.wakeup.close()
+
+    def _join(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class Wakeup:
+    """Wakes the main loop."""
+
+    def __init__(self) -> None:
+        self.progress = False
+        """Whether the main loop has something to do before it rests: only itself sets and clears this."""
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def set(self) -> None:
+        """From any thread."""
+        with contextlib.suppress(OSError):  # full: it is set
+            self._writer.send(b'\0')
+
+    def wait(self, sentinels: t.Iterable[int], seconds: float) -> None:
+        """Waits until it is set, or one of the processes has ended."""
+        poll = select.poll()
+        for fd in (self._reader.fileno(), *sentinels):
+            poll.register(fd, select.POLLIN)
+        poll.poll(max(1, int(seconds * 1000)))
+        with contextlib.suppress(BlockingIOError):
+            self._reader.recv(4096)
+
+    def close(self) -> None:
+        """No more of it."""
+        self._reader.close()
+        self._writer.close()
+
+
+class _Thread(threading.Thread):
+    """Runs one host-task after the other."""
+
+    def __init__(self, workers: Workers) -> None:
+        super().__init__(daemon=True, name='mitogen-mux worker')  # daemon: one that is stuck must not keep the process
+        self.inbox: queue.SimpleQueue[tuple[ThreadWorker, threading.Event] | None] = queue.SimpleQueue()
+        self._workers = workers
+        self.start()
+
+    def run(self) -> None:
+        while (job := self.inbox.get()) is not None:
+            worker, first_wait = job
+            with self._workers.baton.job(first_wait):
+                worker.work()
+                self._workers.ended(self)
+
+
+class ThreadWorker:
+    """A host-task in a thread of this process, with copies of its own of whatever a forked worker would change in its memory."""
+
+    pid = None
+    """For the core, which would send it signals."""
+
+    worker_queue = None
+
+    def __init__(self, workers: Workers, job: dict[str, t.Any]) -> None:
+        self._workers = workers
+        self._job = job
+        self._task = job['task']
+        self._alive = False
+        self.exitcode: int | None = None
+
+    def start(self) -> None:
+        """Returns when the host-task waits for the first time, or has ended."""
+        self._alive = True
+        job = self._job
+        job['task'] = _copy_task(job['task'])
+        job['task_vars'] = dict(job['task_vars'])
+        job['loader'] = _copy_loader(job['loader'])
+        self._context = contextvars.Context()  # empty: what the main thread's has are objects, which the two would share
+        self._workers.begin(self)
+
+    def is_alive(self) -> bool:
+        return self._alive
+
+    def terminate(self) -> None:
+        """As of a process; the run's end has done it."""
+
+    def close(self) -> None:
+        """As of a process."""
+
+    def work(self) -> None:
+        """In the thread."""
+        try:
+            with compat.display_through(self._job['final_q']):
+                self._context.run(compat.run_host_task, self._job)
+            self.exitcode = 0
+        except baton.Cancelled:
+            self.exitcode = 1
+        except BaseException:
+            self.exitcode = 1
+            _display.error(traceback.format_exc(), wrap_text=False)
+        finally:
+            self._job['loader'].cleanup_all_tmp_files()
+            del self._job, self._context
+            self._alive = False
+
+
+class ForkedWorker(WorkerProcess):
+    """The core's own worker. Its child must not inherit a lock that another thread of the parent holds: worker threads hold none without
+    the baton, which the main thread has now, so those remain that the thread which reads results may hold."""
+
+    def __init__(self, strategy: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
+        self._strategy = strategy
+        loader = _SIGNATURE.bind(*args, **kwargs).arguments['loader']
+        tempfiles = loader._tempfiles
+        super().__init__(*args, **kwargs)
+        loader._tempfiles = tempfiles  # the parent's own; the child forgets them below
+
+    def start(self) -> None:
+        with self._strategy._tqm._callback_lock, self._strategy._results_lock, _display._lock:
+            super().start()
+        del self._strategy
+
+    def run(self) -> None:
+        self._loader._tempfiles = set()
+        super().run()
+
+
+def patience(error: BaseException | None) -> float:
+    """Seconds that the core gives workers when the strategy has ended with ``error``."""
+    if error is None or isinstance(error, Exception):
+        return float(C.WORKER_SHUTDOWN_POLL_COUNT * C.WORKER_SHUTDOWN_POLL_DELAY)
+    return 0.0
+
+
+def _copy_task(task: t.Any) -> t.Any:
+    new = task.copy(exclude_parent=True, exclude_tasks=True)
+    new._parent = copy.copy(task._parent)  # the task's post_validate writes to it, too, though no further up
+    if new.loop_control is not None:
+        new.loop_control = copy.copy(new.loop_control)
+    return new
+
+
+def _copy_loader(loader: t.Any) -> t.Any:
+    new = copy.copy(loader)
+    new._FILE_CACHE = dict(loader._FILE_CACHE)
+    new._tempfiles = set()
+    return new

@@ -1,0 +1,97 @@
+"""ansible-playbook with a session that answers without running anything, for tests of the workers: many hosts, no machine.
+
+STUB_DELAYS is the longest delay of an answer in milliseconds, drawn at random from
+STUB_LEAST (a part of it) on. What a module answers is told by its parameters alone, so
+that two runs are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+import typing as t
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', 'ansible_plugins'))
+
+from mitogen_mux import daemon
+from mitogen_mux.client import RpcError
+from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
+
+DELAY = float(os.environ.get('STUB_DELAYS', '0')) / 1000
+LEAST = float(os.environ.get('STUB_LEAST', '0'))
+MODES = {'stat': {'stat': {'exists': False}}, 'find': {'files': []}, 'slurp': {'content': 'aGk=', 'encoding': 'base64'}}
+
+
+def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, bytes]:
+    """What a module of that name gives."""
+    text = json.dumps({key: value for key, value in args.items() if not key.startswith(('_', 'src'))}, sort_keys=True)
+    digest = hashlib.sha256(f'{name} {host} {text}'.encode()).digest()
+    result: dict[str, t.Any] = {'changed': digest[0] % 2 == 0, **MODES.get(name.rpartition('.')[2], {})}
+    raw = str(args.get('_raw_params') or '')
+    if name.rpartition('.')[2] == 'command':
+        result.update(cmd=raw.split(), stdout=raw.removeprefix('echo '), stderr='', rc=int(raw.startswith('false')), changed=True)
+    if name.rpartition('.')[2] == 'setup':
+        result['ansible_facts'] = {'ansible_hostname': host, 'ansible_number': digest[1]}
+    if raw.startswith('unreachable'):
+        raise RpcError(14, 'gone', error_pb2.Error(kind=error_pb2.Error.UNREACHABLE, host=host, message='gone'))
+    if raw.startswith('garbage'):
+        return 1, b'no json', b'Traceback: no\n'
+    if raw.startswith('false') or args.get('data') == 'crash':
+        result.update(failed=True, msg='non-zero return code')
+    return 0, json.dumps(result).encode(), b''
+
+
+class StubSession:
+    """What connections use of daemon.Session."""
+
+    def __init__(self) -> None:
+        self.attach = runs_pb2.AttachReply(run='stub', stage1='stage one', agent_name='mitogen-mux: stub')
+        self.run_id = 'stub'
+
+    def upload(self, key: bytes, manifest: files_pb2.Manifest, inputs: t.Any, blobs: t.Any) -> None:
+        """Nothing is ever wanted."""
+
+    def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
+        list(bodies)
+        time.sleep(random.uniform(LEAST, 1) * DELAY)
+        for number, step in enumerate(request.steps):
+            rc, stdout, stderr = 0, b'', b''
+            if step.HasField('module'):
+                rc, stdout, stderr = answer(step.module.name, json.loads(step.module.params)['ANSIBLE_MODULE_ARGS'], request.host)
+            elif step.HasField('command'):
+                script = step.command.argv[-1].decode()
+                if 'async_wrapper' in script and 'chmod' not in script:
+                    stdout = b'{"started": 1, "finished": 0, "ansible_job_id": "j1.1", "results_file": "/stub/j1.1", "changed": true}'
+                elif 'mkdir -p' in script and 'ansible-tmp' in script:
+                    stdout = b'ansible-tmp-1=/tmp/ansible-tmp-1\n'
+                elif script.startswith('echo ~') or 'echo ~' in script:
+                    stdout = b'/home/stub\n'
+                else:
+                    stdout = b'raw\n'
+            elif step.HasField('get'):
+                with open(step.get.path, 'w') as file:
+                    file.write(request.host)
+            yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, rc=rc, stdout=stdout, stderr=stderr))
+
+    transfer = request
+
+    def reset(self, host: str, path: path_pb2.Path | None = None) -> None:
+        """Nothing is kept."""
+
+    def detach(self) -> None:
+        """Nothing was attached."""
+
+
+def main() -> None:
+    session = StubSession()
+    daemon.session = lambda: session  # type: ignore[assignment,return-value]
+    from ansible.cli.playbook import main as ansible_playbook
+
+    ansible_playbook()
+
+
+if __name__ == '__main__':
+    main()

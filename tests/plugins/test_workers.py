@@ -1,0 +1,220 @@
+"""Workers: the same playbook in threads, in forks, and under Ansible's own strategy with its own workers, gives the same events."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import typing as t
+
+import pytest
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+PLAYS = HERE / 'workers'
+
+Event = dict[str, t.Any]
+
+VOLATILE = re.compile(
+    r'ansible-tmp-[\d.]+-\d+-\d+|tmp[\w.]{8}\b|BECOME-SUCCESS-[a-z]{32}|/tmp/[\w/.-]*ansible-local-[\w/.-]*|j\d+\.\d+'
+    r'|Paused for [\d.]+|20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d+'
+)
+"""What is drawn by chance, has a process number or is the time."""
+
+
+class Ran(t.NamedTuple):
+    rc: int
+    events: list[Event]
+    output: str
+
+    def by_host(self) -> dict[str, list[Event]]:
+        """The events of each host in their order: between hosts it is free, and so is whose variables are in a task's name."""
+        hosts: dict[str, list[Event]] = collections.defaultdict(list)
+        for event in self.events:
+            hosts[event.get('host', '')].append({**event, 'task': ''})
+        return hosts
+
+    def words(self) -> str:
+        """What is on the terminal, warnings among it, in its order."""
+        return VOLATILE.sub('VOLATILE', self.output)
+
+
+Run = t.Callable[..., Ran]
+
+
+@pytest.fixture
+def run(tmp_path: pathlib.Path) -> Run:
+    def environ(strategy: str, worker: str, **more: str) -> dict[str, str]:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_'))}
+        return {
+            **clean,
+            'HOME': str(tmp_path),
+            'MUX_EVENTS': str(tmp_path / 'events'),
+            'MITOGEN_WORKER': worker,
+            'ANSIBLE_STRATEGY': strategy,
+            'ANSIBLE_STRATEGY_PLUGINS': str(ROOT / 'ansible_plugins' / 'strategy'),
+            'ANSIBLE_CONNECTION_PLUGINS': str(ROOT / 'ansible_plugins' / 'connection'),
+            'ANSIBLE_CALLBACK_PLUGINS': str(ROOT / 'tests' / 'integration' / 'plugins' / 'callback'),
+            'ANSIBLE_CALLBACKS_ENABLED': 'mux_events',
+            'ANSIBLE_DEPRECATION_WARNINGS': '0',
+            'ANSIBLE_PIPELINING': '1',
+            'ANSIBLE_HOME': str(tmp_path / 'home'),
+            'ANSIBLE_NOCOLOR': '1',
+            **more,
+        }
+
+    def start(
+        play: str | pathlib.Path, hosts: int = 1, forks: int = 5, strategy: str = 'mitogen_linear', worker: str = 'thread', **more: str
+    ) -> subprocess.Popen[str]:
+        (tmp_path / 'events').unlink(missing_ok=True)
+        shutil.rmtree(tmp_path / 'out', ignore_errors=True)
+        names = ''.join(f'h{n}\n' for n in range(hosts))
+        (tmp_path / 'inventory').write_text(
+            f'[all:vars]\nout={tmp_path}/out\nansible_python_interpreter={sys.executable}\nansible_connection=mitogen_ssh\n[all]\n{names}'
+        )
+        if isinstance(play, str):
+            (tmp_path / 'play.yml').write_text(play)
+            play = tmp_path / 'play.yml'
+        argv = [sys.executable, str(HERE / 'stub_daemon.py'), '-i', 'inventory', '-f', str(forks), str(play)]
+        return subprocess.Popen(
+            argv, cwd=tmp_path, env=environ(strategy, worker, **more), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def finish(process: subprocess.Popen[str]) -> Ran:
+        output = process.communicate(timeout=500)[0]
+        log = tmp_path / 'events'
+        lines = VOLATILE.sub('VOLATILE', log.read_text()).splitlines() if log.exists() else []
+        return Ran(process.returncode, [json.loads(line) for line in lines], output)
+
+    def ran(*args: t.Any, **kwargs: t.Any) -> Ran:
+        return finish(start(*args, **kwargs))
+
+    ran.start, ran.finish = start, finish  # type: ignore[attr-defined]
+    return ran
+
+
+def compare(plain: Ran, ours: Ran, whole: bool) -> None:
+    assert ours.rc == plain.rc, ours.output
+    assert len(plain.events) > 10, plain.output
+    sides = {'': (plain.events, ours.events)}
+    if not whole:
+        sides = {host: (events, ours.by_host()[host]) for host, events in plain.by_host().items() if host}
+    for left, right in sides.values():
+        for one, other in zip(left, right):
+            assert other == one
+        assert len(left) == len(right), ours.output
+
+
+@pytest.fixture(params=['thread', 'fork'])
+def worker(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_one_host_gives_the_same_events_in_the_same_order(run: Run, worker: str) -> None:
+    tags = {'ANSIBLE_SKIP_TAGS': 'bypasses'}  # the play with several hosts
+    plain, ours = run(PLAYS / 'mix.yml', strategy='linear', **tags), run(PLAYS / 'mix.yml', worker=worker, **tags)
+    compare(plain, ours, whole=True)
+    assert ours.words() == plain.words()
+
+
+@pytest.mark.parametrize('strategy', ['linear', 'free', 'host_pinned'])
+def test_several_hosts_give_the_same_events(run: Run, strategy: str) -> None:
+    tags = {} if strategy == 'linear' else {'ANSIBLE_SKIP_TAGS': 'bypasses'}  # add_host, which free refuses
+    plays = [run(PLAYS / 'mix.yml', 4, strategy=name, STUB_DELAYS='5', **tags) for name in (strategy, f'mitogen_{strategy}')]
+    compare(*plays, whole=False)
+
+
+WAITS = {
+    'an answer': ('- command: echo slow', 600_000),
+    'a pause between tries': ('- {command: echo again, register: r, until: false, retries: 3, delay: 600}', 0),
+    'a pipe': ("- debug: {msg: \"{{ lookup('pipe', 'sleep 600; true') }}\"}", 0),
+    'a forked worker': ('- {command: echo slow, vars: {mitogen_worker: fork}}', 600_000),
+}
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('wait', WAITS)
+def test_a_signal_ends_the_run_as_it_does_without_us(run: Run, number: signal.Signals, wait: str, tmp_path: pathlib.Path) -> None:
+    if not DETACHED and (wait == 'a pipe' or (wait == 'a forked worker' and number == signal.SIGTERM)):
+        pytest.skip('up to 2.18 processes are left that only a terminal would end')
+    task, delay = WAITS[wait]
+    play = f'- hosts: all\n  gather_facts: false\n  tasks:\n    {task}\n'
+
+    def ended(strategy: str) -> int:
+        process = run.start(play, 3, strategy=strategy, STUB_DELAYS=str(delay), STUB_LEAST='1', WORKERS_TEST=str(tmp_path))  # type: ignore[attr-defined]
+        while started(tmp_path) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        time.sleep(2)  # what the core's own forks do first is no matter of ours
+        process.send_signal(number)
+        done = run.finish(process)  # type: ignore[attr-defined]
+        assert 'Traceback' not in done.output, done.output
+        return done.rc
+
+    ours = ended('mitogen_linear')
+    until(lambda: not left(tmp_path))
+    assert ours == (ended('linear') if DETACHED or number == signal.SIGINT else -number)
+
+
+DETACHED = not __import__('ansible.release').release.__version__.startswith(('2.16', '2.17', '2.18'))
+
+
+def started(folder: pathlib.Path) -> int:
+    events = folder / 'events'
+    return events.read_text().count('"runner_on_start"') if events.exists() else 0
+
+
+def left(folder: pathlib.Path) -> list[int]:
+    """Processes of a run that are still there, told by their environment."""
+    found = []
+    for environ in pathlib.Path('/proc').glob('[0-9]*/environ'):
+        try:
+            if f'WORKERS_TEST={folder}'.encode() in environ.read_bytes().split(b'\0'):
+                found.append(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def until(condition: t.Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+MANY_FORKS = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - {command: "echo {{ inventory_hostname }}", register: first}
+    - command: "echo {{ first.stdout }}"
+      vars: {mitogen_worker: "{{ 'fork' if inventory_hostname[-1] in '02468' else 'thread' }}"}
+      register: second
+    - assert: {that: second.stdout == inventory_hostname, quiet: true}
+"""
+
+
+@pytest.mark.parametrize(('hosts', 'times'), [(40, 10), pytest.param(50, 400, marks=pytest.mark.slow)])
+def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: int) -> None:
+    """Hundreds of them; ten thousand with -m slow."""
+    lines = MANY_FORKS.strip().splitlines()
+    play = '\n'.join(lines[:3] + lines[3:] * times)
+    done = run(play, hosts, forks=20, strategy='mitogen_free', STUB_DELAYS='20')
+    assert done.rc == 0, done.output[-3000:]
+    assert sum(event['event'] == 'runner_on_ok' for event in done.events) == 3 * hosts * times
+    assert sum(event['event'] == 'runner_on_failed' for event in done.events) == 0
+
+
+def test_stress(run: Run) -> None:
+    """Many hosts, random delays, failures: the same each time."""
+    first = run(PLAYS / 'mix.yml', 50, forks=50, STUB_DELAYS='50')
+    second = run(PLAYS / 'mix.yml', 50, forks=13, STUB_DELAYS='10')
+    compare(first, second, whole=False)
