@@ -213,6 +213,7 @@ def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: i
     assert sum(event['event'] == 'runner_on_failed' for event in done.events) == 0
 
 
+@pytest.mark.slow
 def test_stress(run: Run) -> None:
     """Many hosts, random delays, failures: the same each time."""
     first = run(PLAYS / 'mix.yml', 50, forks=50, STUB_DELAYS='50')
