@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +29,7 @@ type bench struct {
 	run    hop.Run
 	delay  time.Duration
 	wrap   func(net.Conn) net.Conn // of the dialer's end
-	dials  int
+	dials  atomic.Int32
 
 	goodKey hop.Secret // the one that the server accepts; the hop has it unless a test takes it away
 }
@@ -49,7 +50,7 @@ func newBench(t testing.TB) *bench {
 	b.hop = &hop.SSH{Host: "h1", User: "deploy", PrivateKey: b.goodKey}
 	b.dialer.resolve = func(context.Context, *hop.SSH, *place) (*config, error) { return b.cfg, nil }
 	b.dialer.network = func(context.Context, *config) (net.Conn, error) {
-		b.dials++
+		b.dials.Add(1)
 		client, server := sshtest.Pipe(b.delay)
 		b.server.Serve(server)
 		if b.wrap != nil {
@@ -306,7 +307,7 @@ func TestRetries(t *testing.T) {
 	b := newBench(t)
 	b.hop.ReconnectionRetries = 8
 	b.wrap = func(c net.Conn) net.Conn {
-		if b.dials < 9 {
+		if b.dials.Load() < 9 {
 			_ = c.Close()
 		}
 		return c
@@ -317,8 +318,8 @@ func TestRetries(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := (0 + 1 + 3 + 7 + 15 + 30 + 30 + 30) * time.Second
-		if got := time.Since(began); got != want || b.dials != 9 {
-			t.Errorf("%d attempts in %v, want 9 in %v", b.dials, got, want)
+		if got := time.Since(began); got != want || b.dials.Load() != 9 {
+			t.Errorf("%d attempts in %v, want 9 in %v", b.dials.Load(), got, want)
 		}
 	})
 }
@@ -332,8 +333,8 @@ func TestNoRetryWhenRefused(t *testing.T) {
 		if f.Message != "deploy@h1: Permission denied (publickey)" {
 			t.Errorf("got %q", f.Message)
 		}
-		if b.dials != 1 {
-			t.Errorf("%d attempts", b.dials)
+		if b.dials.Load() != 1 {
+			t.Errorf("%d attempts", b.dials.Load())
 		}
 	})
 }

@@ -37,7 +37,7 @@ func (b *bench) listening(t *testing.T) {
 			if err != nil {
 				return
 			}
-			b.dials++
+			b.dials.Add(1)
 			b.server.Serve(conn)
 		}
 	}()
@@ -131,8 +131,8 @@ func TestQuestions(t *testing.T) {
 			b.server.Exec = launched
 			b.hop.PrivateKey = hop.Secret{}
 			b.hop.Password = hop.NewSecret([]byte(secret))
-			b.listening(t)
 			c.prepare(t, b)
+			b.listening(t)
 			err := b.ready(t.Context())
 			if c.want == 0 {
 				if err != nil {
@@ -180,8 +180,8 @@ func TestOneProgram(t *testing.T) {
 	}
 	<-link.Done()
 	_ = link.Close()
-	if b.dials != 1 {
-		t.Errorf("%d connections", b.dials)
+	if b.dials.Load() != 1 {
+		t.Errorf("%d connections", b.dials.Load())
 	}
 }
 
@@ -426,7 +426,7 @@ func TestSecurityKey(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		gone  bool
-		dials int
+		dials int32
 	}{{"there", false, 2}, {"only its public part", true, 1}} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.gone {
@@ -440,8 +440,8 @@ func TestSecurityKey(t *testing.T) {
 			b.hop.Transport, b.hop.PrivateKeyFile = "", key
 			_, err := b.dial(t.Context())
 			failsAs(t, err, fault.AuthFailed)
-			if b.dials != c.dials {
-				t.Errorf("%d connections, want %d", b.dials, c.dials)
+			if b.dials.Load() != c.dials {
+				t.Errorf("%d connections, want %d", b.dials.Load(), c.dials)
 			}
 		})
 	}
