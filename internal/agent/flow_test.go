@@ -154,8 +154,8 @@ func TestPriority(t *testing.T) {
 		l := agenttest.Link(t, agent.Options{}, func(f *agenttest.Fake) {
 			f.Boot()
 			f.Open() // the chunk that left with it is being written from now on
-			<-goOn
-			for len(order) < 12 {
+			for range 12 {
+				<-goOn
 				frame := f.Next()
 				frame.Payload = nil
 				order = append(order, frame)
@@ -178,8 +178,10 @@ func TestPriority(t *testing.T) {
 		small := open(ctx, t, l, agent.Command{})
 		must(t, small.Send(ctx, []byte("x")))
 		must(t, small.CloseSend())
-		close(goOn)
-		synctest.Wait()
+		for range 12 {
+			goOn <- struct{}{}
+			synctest.Wait() // whoever has more to send has said so before the next frame leaves
+		}
 		want := []agent.Frame{
 			{Type: agent.TypeData, Stream: 1},
 			{Type: agent.TypeOpen, Stream: 2},
