@@ -76,6 +76,7 @@ func (c *Context) Exec(ctx context.Context, cmd []byte, o ExecOptions) (Process,
 // start runs cmd on the node itself.
 func (c *Context) start(ctx context.Context, cmd []byte, o ExecOptions) (Process, error) {
 	if c.transport != nil {
+		o.MakeRoom = func() { c.tree.makeRoom(c.node.root) }
 		return c.transport.Exec(ctx, cmd, o)
 	}
 	terminal := agent.NoTerminal

@@ -45,6 +45,9 @@ const (
 type ExecOptions struct {
 	TTY   bool // a terminal, as with ssh -tt
 	Agent bool // it lasts: the connection may live and die with it
+	// MakeRoom ends an agent of this connection that is idle, if there is one. It is called whenever the command has to wait because
+	// as many sessions are open as may be.
+	MakeRoom func()
 }
 
 // Process is a command on a transport. Read is its stdout, Write its stdin; Close ends both and unblocks their callers.

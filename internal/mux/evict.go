@@ -106,6 +106,33 @@ func (t *Tree) evictLocked(root *node) bool {
 	return true
 }
 
+// makeRoom ends the agent of a connection, and all below it, that can best be spared, if there is one: each holds a session.
+func (t *Tree) makeRoom(connection *node) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var oldest *node
+	for n := range connection.children {
+		if n.usable && n.idle() && (oldest == nil || n.lastUsed.Before(oldest.lastUsed)) {
+			oldest = n
+		}
+	}
+	if oldest == nil {
+		return
+	}
+	t.log.Debug("too many sessions on one connection: an agent that is idle leaves", "name", oldest.name())
+	t.downLocked(oldest, Closed, &fault.Error{Kind: fault.Cancelled, Message: "another command needed the session"})
+}
+
+// idle reports whether nobody holds n or what is below it, and nothing there is being opened.
+func (n *node) idle() bool {
+	for child := range n.children {
+		if !child.usable || !child.idle() {
+			return false
+		}
+	}
+	return n.refs == 0
+}
+
 // connectTimeout is how long a target's own hop lets a connection attempt take.
 func connectTimeout(root *node) time.Duration {
 	if s := root.hop.SSH; s != nil && s.TimeoutSeconds > 0 {

@@ -121,6 +121,7 @@ type end struct {
 
 type fakeTransport struct {
 	world *world
+	full  bool // as many sessions are open as may be
 	host  string
 	done  chan struct{}
 	end   end
@@ -129,7 +130,10 @@ type fakeTransport struct {
 // Notes implements Transport.
 func (f *fakeTransport) Notes() []Note { return f.world.notes }
 
-func (f *fakeTransport) Exec(ctx context.Context, cmd []byte, _ ExecOptions) (Process, error) {
+func (f *fakeTransport) Exec(ctx context.Context, cmd []byte, o ExecOptions) (Process, error) {
+	if f.full {
+		o.MakeRoom()
+	}
 	interpreter := strings.SplitN(strings.TrimPrefix(string(cmd), "/bin/sh -c '"), " ", 2)[0]
 	name := f.host + "/" + interpreter
 	if err := f.world.begin(ctx, name); err != nil {

@@ -84,7 +84,7 @@ func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) 
 func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
 	cmd := n.hop.Interpreter + " -c " + quoted(agent.Stage1()) + " " + quoted(n.opening.run.AgentName)
 	cmd = "/bin/sh -c " + quoted(cmd)
-	proc, err := n.parent.transport.Exec(ctx, []byte(cmd), ExecOptions{Agent: true})
+	proc, err := n.parent.transport.Exec(ctx, []byte(cmd), ExecOptions{Agent: true, MakeRoom: func() { t.makeRoom(n.parent) }})
 	if err != nil {
 		return nil, n.fault(err, fault.Unreachable, "cannot start the interpreter")
 	}

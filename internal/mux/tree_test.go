@@ -470,6 +470,30 @@ func TestEviction(t *testing.T) {
 	})
 }
 
+// TestRoomForACommand: an agent holds a session as long as it is there. One that is idle gives it to a command that needs it, with all
+// below it; one that somebody holds does not.
+func TestRoomForACommand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		r := run("r1")
+		r.MaxInterp = 9
+		acquire(t, tree, r, "h1", sshHop("h1", "py1"), becomeHop("root", "py1")).Release()
+		time.Sleep(time.Second)
+		busy := acquire(t, tree, r, "h1", sshHop("h1", "py2"), becomeHop("root", "py2"))
+		w.transports[0].full = true
+		for _, want := range []string{"[ssh h1=ready ssh h1=ready sudo root=ready]", "[ssh h1=ready ssh h1=ready sudo root=ready]"} {
+			command := acquire(t, tree, r, "h1", sshHop("h1", ""))
+			if _, err := command.Exec(t.Context(), []byte("true"), ExecOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			command.Release()
+			synctest.Wait()
+			wantNames(t, tree, want)
+		}
+		busy.Release()
+	})
+}
+
 func TestEvictionTakesTheLeastRecentlyUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tree, _ := newTree(t, Options{})

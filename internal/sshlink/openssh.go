@@ -225,12 +225,11 @@ func (o *outside) Exec(ctx context.Context, cmd []byte, opts mux.ExecOptions) (m
 		}
 		return first, nil
 	}
-	select {
-	case o.slots <- struct{}{}:
-	case <-o.done:
+	if takeSession(ctx, o.slots, o.done, opts.MakeRoom) != nil {
+		if ctx.Err() != nil {
+			return nil, ctxFault(ctx, "Waiting for a free session on "+o.name)
+		}
 		return nil, o.Err()
-	case <-ctx.Done():
-		return nil, ctxFault(ctx, "Waiting for a free session on "+o.name)
 	}
 	c, err := o.start(string(cmd), opts.TTY)
 	if err != nil {

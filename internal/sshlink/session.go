@@ -22,7 +22,7 @@ func (t *transport) Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mu
 		return nil, err
 	}
 	defer t.leave()
-	ch, requests, err := t.openSession(ctx)
+	ch, requests, err := t.openSession(ctx, o.MakeRoom)
 	if err != nil {
 		return nil, err
 	}
@@ -54,15 +54,14 @@ const (
 
 // openSession opens a session channel when one may be open. A server that allows fewer than we think refuses: then we wait
 // until a session of ours has ended.
-func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
-	select {
-	case t.slots <- struct{}{}:
-	case <-t.done:
+func (t *transport) openSession(ctx context.Context, makeRoom func()) (ssh.Channel, <-chan *ssh.Request, error) {
+	if err := takeSession(ctx, t.slots, t.done, makeRoom); err != nil {
+		if ctx.Err() != nil {
+			return nil, nil, t.tooMany(ctx)
+		}
 		return nil, nil, t.Err()
-	case <-ctx.Done():
-		return nil, nil, t.tooMany(ctx)
 	}
-	ch, requests, err := t.tryOpen(ctx)
+	ch, requests, err := t.tryOpen(ctx, makeRoom)
 	if err != nil {
 		<-t.slots
 		return nil, nil, err
@@ -72,8 +71,30 @@ func (t *transport) openSession(ctx context.Context) (ssh.Channel, <-chan *ssh.R
 	return ch, requests, nil
 }
 
-// tryOpen is openSession with a slot in hand.
-func (t *transport) tryOpen(ctx context.Context) (ssh.Channel, <-chan *ssh.Request, error) {
+// errEnded is why no session could be taken: the connection or the context has ended.
+var errEnded = errors.New("ended before a session was free")
+
+// takeSession waits for one of the places of a connection's sessions.
+func takeSession(ctx context.Context, places chan<- struct{}, ended <-chan struct{}, makeRoom func()) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	default:
+	}
+	if makeRoom != nil {
+		makeRoom()
+	}
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ended:
+	case <-ctx.Done():
+	}
+	return errEnded
+}
+
+// tryOpen is openSession with a place in hand.
+func (t *transport) tryOpen(ctx context.Context, makeRoom func()) (ssh.Channel, <-chan *ssh.Request, error) {
 	refusals, opened := 0, t.opened.Load()
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		ch, requests, err := t.openChannel(ctx, "session", nil)
@@ -88,6 +109,9 @@ func (t *transport) tryOpen(ctx context.Context) (ssh.Channel, <-chan *ssh.Reque
 			return nil, nil, t.ended()
 		}
 		refusals++
+		if makeRoom != nil {
+			makeRoom()
+		}
 		if now := t.opened.Load(); now != opened || t.live.Load() > 0 { // others get sessions: this one's turn will come
 			refusals, opened = 0, now
 		}
