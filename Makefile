@@ -21,10 +21,10 @@ gen: ## the code made from proto/
 check: build ## lint, race, unit tests: before every commit, under 2 minutes
 	@python3 tools/tier.py check
 
-test: build ## everything on the oldest and the newest ansible-core, a smoke set on the others: at most 25 minutes
+test: build ## unit tests, a smoke set of whole playbooks, the demo; on the oldest and the newest ansible-core: at most 25 minutes
 	@python3 tools/tier.py test
 
-integration: build ## the part of test that runs whole playbooks, plain and through us
+integration: build ## some 70 playbooks plain and through us, on the oldest and the newest core, some on the others: half an hour
 	@python3 tools/tier.py integration
 
 core-targets: build ## ansible-core's own integration targets, plain and through mitogen-mux, on the oldest and the newest ansible-core: hours

@@ -2,7 +2,7 @@
 """Runs a tier of checks and tests, all of it even where something fails, and ends with one line of numbers.
 
     tools/tier.py check|test|matrix
-    tools/tier.py integration  the part of test that runs whole playbooks
+    tools/tier.py integration  whole playbooks: every case on the oldest and the newest core, a smoke set on the others
     tools/tier.py flake N      every Go and Python unit test N times
 
 A runner of tests counts its tests, any other step counts as one. A step that fails without a failed test counts as one too, so that the
@@ -264,10 +264,9 @@ def chain(tier: Tier, depths: dict[str, str]) -> list[Work]:
     ]
 
 
-def of_test() -> dict[str, str]:
-    """Every case on the oldest core and the newest that this machine can run, a smoke set on the others."""
-    ends = (newest_core(), CORES[0])
-    return {**dict.fromkeys(ends, 'test'), **{core: 'smoke' for core in CORES if core not in ends}}
+def ends() -> tuple[str, str]:
+    """The newest core that this machine can run, and the oldest."""
+    return newest_core(), CORES[0]
 
 
 def main(argv: list[str]) -> int:
@@ -278,12 +277,13 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             make_cores()
-            side_by_side([*chain(tier, of_test()), *units(tier, ('2.16', newest_core()))])
+            side_by_side([*units(tier, ends()[::-1]), *chain(tier, dict.fromkeys(ends(), 'smoke'))])
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
             tier = Tier('integration')
             make_cores()
-            side_by_side(chain(tier, of_test()))
+            others = [core for core in CORES if core not in ends()]
+            side_by_side(chain(tier, {**dict.fromkeys(ends(), 'test'), **dict.fromkeys(others, 'smoke')}))
         case ['matrix']:
             tier = Tier('matrix')
             make_cores()
