@@ -222,9 +222,8 @@ class Agent:
         self.until(lambda: self.streams[stream].fields is not None)
         return self.streams[stream]
 
-    def feed(self, stream, data, end=True):
-        """Sends data within the window, then END."""
-        sent = 0
+    def feed(self, stream, data, end=True, sent=0):
+        """Sends data within the window, but for what has been sent of it, then END."""
         result = self.streams[stream]
         while sent < len(data) and result.fields is None:
             self.until(lambda: sent - result.granted < WINDOW - 65536 or result.fields is not None)  # noqa: B023

@@ -121,10 +121,10 @@ def test_a_module_that_ends_badly_is_no_failure(agent):
 def test_more_than_a_window_waits(agent, tmp_path):
     body = os.urandom(3 * WINDOW)
     streams = agent.chain((COMMAND, [(1, b'cat')]), put(tmp_path / 'f', body))
-    agent.send(DATA, streams[1], body[:100000])
+    agent.send(DATA, streams[1], body[:65536])
     agent.ping()
     agent.send(END, streams[0])
-    agent.feed(streams[1], body[100000:])
+    agent.feed(streams[1], body, sent=65536)
     assert failures(agent, streams) == ['', '']
     assert (tmp_path / 'f').read_bytes() == body
 
