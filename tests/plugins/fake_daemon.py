@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,10 +62,21 @@ class FakeSession:
         self._note(f'upload {manifest.module}')
 
     def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
-        body = b''.join(part.data for part in bodies)
+        given: dict[int, bytes] = {}
+        for part in bodies:
+            given[part.step] = given.get(part.step, b'') + part.data
+        for number, step in enumerate(request.steps):  # nothing is begun as long as a payload is wanted
+            if step.WhichOneof('action') == 'module' and not self._payload(step.module).exists():
+                raise RpcError(9, 'payload wanted', error_pb2.Error(kind=error_pb2.Error.PAYLOAD_WANTED, step=number))
+        answers: list[tuple[int, bytes] | None] = []
         for number, step in enumerate(request.steps):
+            if step.HasField('guard') and not allows(step.guard, answers):
+                answers.append(None)
+                yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, skipped=True))
+                continue
             kind = step.WhichOneof('action')
-            rc, stdout, stderr = getattr(self, f'_{kind}')(getattr(step, kind or ''), request.path, body)
+            rc, stdout, stderr = getattr(self, f'_{kind}')(getattr(step, kind or ''), request.path, given.get(number, b''))
+            answers.append((rc, stdout))
             self._note(f'{kind} {" > ".join(_hop(hop) for hop in request.path.hops)}')
             yield jobs_pb2.RunReply(output=jobs_pb2.Output(step=number, stdout=stdout[:7]))
             yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, rc=rc, stdout=stdout[7:], stderr=stderr))
@@ -81,11 +93,11 @@ class FakeSession:
         with open(self.folder / 'log', 'a') as log:
             log.write(line + '\n')
 
+    def _payload(self, step: jobs_pb2.Module) -> pathlib.Path:
+        return self.folder / f'payload-{step.payload.hex()}'
+
     def _module(self, step: jobs_pb2.Module, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
-        stored = self.folder / f'payload-{step.payload.hex()}'
-        if not stored.exists():
-            raise RpcError(9, 'payload wanted', error_pb2.Error(kind=error_pb2.Error.PAYLOAD_WANTED))
-        offer = files_pb2.OfferRequest.FromString(stored.read_bytes())
+        offer = files_pb2.OfferRequest.FromString(self._payload(step).read_bytes())
         check_inputs(offer)
         assert json.loads(step.params)['ANSIBLE_MODULE_ARGS'] is not None
         with tempfile.TemporaryDirectory() as folder:
@@ -104,13 +116,32 @@ class FakeSession:
 
     def _put(self, step: jobs_pb2.Put, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
         dest = pathlib.Path(step.dest.decode())
-        dest.write_bytes(pathlib.Path(step.path).read_bytes())
+        dest.write_bytes(body if step.has_body else pathlib.Path(step.path).read_bytes())
         dest.chmod(step.mode)
+        return 0, b'', b''
+
+    def _folder(self, step: jobs_pb2.Folder, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
+        folder = pathlib.Path(step.path.decode())
+        if step.remove:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            folder.mkdir(0o700, parents=True)
         return 0, b'', b''
 
     def _get(self, step: jobs_pb2.Get, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
         pathlib.Path(step.path).write_bytes(pathlib.Path(step.source.decode()).read_bytes())
         return 0, b'', b''
+
+
+def allows(guard: jobs_pb2.Guard, answers: list[tuple[int, bytes] | None]) -> bool:
+    """Whether a guarded step is to be run."""
+    answer = answers[guard.step]
+    if answer is None:
+        return False
+    found: t.Any = answer[0] if guard.field == 'rc' else json.loads(answer[1])
+    for name in guard.field.split('.') if guard.field != 'rc' else ():
+        found = found.get(name) if isinstance(found, dict) else None
+    return bool(found == json.loads(guard.value)) != guard.unequal
 
 
 def run(argv: list[t.Any], stdin: bytes, environ: dict[str, str], cwd: bytes | None) -> tuple[int, bytes, bytes]:
