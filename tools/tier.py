@@ -227,7 +227,7 @@ def check(tier: Tier) -> None:
     code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
     works: list[Work] = [
         lambda: tier.go_test('go test -short', '-race', '-short', './...'),
-        lambda: tier.pytest('plugins', newest, 'tests/plugins', '-m', 'not slow'),
+        lambda: tier.pytest('plugins', newest, 'tests/plugins', '-m', 'not slow and not stress'),
         lambda: tier.pytest('agent', newest, 'tests/agent', '-m', 'not slow'),
         lambda: tier.check('gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True),
         lambda: tier.check('generated code', 'tools/gen.sh', '--check'),
@@ -244,8 +244,8 @@ def check(tier: Tier) -> None:
     side_by_side(works, at_once=3)
 
 
-def units(tier: Tier, cores: tuple[str, ...]) -> list[Work]:
-    """Every test but those of the whole chain."""
+def units(tier: Tier, cores: tuple[str, ...], *plugins: str) -> list[Work]:
+    """Every test but those of the whole chain. ``plugins``: arguments for tests/plugins."""
     environ = agent_environ()
     works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', './...')]
     # The agent meets an ansible-core only in the stock modules that it runs.
@@ -253,7 +253,7 @@ def units(tier: Tier, cores: tuple[str, ...]) -> list[Work]:
     for core in cores[1:]:
         works.append(functools.partial(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', env=environ))
     for core in cores:
-        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins'))
+        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins', *plugins))
     return works
 
 
@@ -277,7 +277,7 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             make_cores()
-            side_by_side([*units(tier, ends()[::-1]), *chain(tier, dict.fromkeys(ends(), 'smoke'))])
+            side_by_side([*units(tier, ends()[::-1], '-m', 'not stress'), *chain(tier, dict.fromkeys(ends(), 'smoke'))])
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
             tier = Tier('integration')

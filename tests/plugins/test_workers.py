@@ -202,9 +202,9 @@ MANY_FORKS = """
 """
 
 
-@pytest.mark.parametrize(('hosts', 'times'), [(40, 10), pytest.param(50, 400, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(('hosts', 'times'), [(40, 10), pytest.param(50, 400, marks=pytest.mark.stress)])
 def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: int) -> None:
-    """Hundreds of them; ten thousand with -m slow."""
+    """Hundreds of them; ten thousand with -m stress."""
     lines = MANY_FORKS.strip().splitlines()
     play = '\n'.join(lines[:3] + lines[3:] * times)
     done = run(play, hosts, forks=20, strategy='mitogen_free', STUB_DELAYS='20')
@@ -213,7 +213,7 @@ def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: i
     assert sum(event['event'] == 'runner_on_failed' for event in done.events) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_stress(run: Run) -> None:
     """Many hosts, random delays, failures: the same each time."""
     first = run(PLAYS / 'mix.yml', 50, forks=50, STUB_DELAYS='50')
