@@ -89,38 +89,32 @@ func (t *Tree) grantLocked(root *node) {
 
 // evictLocked ends the interpreter of a target that can best be spared, and reports whether there was one.
 func (t *Tree) evictLocked(root *node) bool {
-	var oldest *node
-	for n := range t.all {
-		if n.root != root || !n.slot || !n.usable || n.refs > 0 || len(n.children) > 0 {
-			continue
-		}
-		if oldest == nil || n.lastUsed.Before(oldest.lastUsed) {
-			oldest = n
-		}
-	}
-	if oldest == nil {
-		return false
-	}
-	t.log.Debug("too many interpreters on one target: one that is idle leaves", "name", oldest.name())
-	t.downLocked(oldest, Closed, &fault.Error{Kind: fault.Cancelled, Message: "another account needed the place"})
-	return true
+	return t.spareLocked(t.all, func(n *node) bool { return n.root == root && n.slot && n.refs == 0 && len(n.children) == 0 },
+		"too many interpreters on one target", "another account needed the place")
 }
 
 // makeRoom ends the agent of a connection, and all below it, that can best be spared, if there is one: each holds a session.
 func (t *Tree) makeRoom(connection *node) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.spareLocked(connection.children, (*node).idle, "too many sessions on one connection", "another command needed the session")
+}
+
+// spareLocked ends the usable one of nodes that was used longest ago of those that may go, and reports whether there was one. why is for
+// the log, message for whoever still has to do with it.
+func (t *Tree) spareLocked(nodes map[*node]bool, may func(*node) bool, why, message string) bool {
 	var oldest *node
-	for n := range connection.children {
-		if n.usable && n.idle() && (oldest == nil || n.lastUsed.Before(oldest.lastUsed)) {
+	for n := range nodes {
+		if n.usable && may(n) && (oldest == nil || n.lastUsed.Before(oldest.lastUsed)) {
 			oldest = n
 		}
 	}
 	if oldest == nil {
-		return
+		return false
 	}
-	t.log.Debug("too many sessions on one connection: an agent that is idle leaves", "name", oldest.name())
-	t.downLocked(oldest, Closed, &fault.Error{Kind: fault.Cancelled, Message: "another command needed the session"})
+	t.log.Debug(why+": one that is idle leaves", "name", oldest.name())
+	t.downLocked(oldest, Closed, &fault.Error{Kind: fault.Cancelled, Message: message})
+	return true
 }
 
 // idle reports whether nobody holds n or what is below it, and nothing there is being opened.

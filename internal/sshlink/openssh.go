@@ -225,7 +225,7 @@ func (o *outside) Exec(ctx context.Context, cmd []byte, opts mux.ExecOptions) (m
 		}
 		return first, nil
 	}
-	if takeSession(ctx, o.slots, o.done, opts.MakeRoom) != nil {
+	if !takeSession(ctx, o.slots, o.done, opts.MakeRoom) {
 		if ctx.Err() != nil {
 			return nil, ctxFault(ctx, "Waiting for a free session on "+o.name)
 		}

@@ -55,7 +55,7 @@ const (
 // openSession opens a session channel when one may be open. A server that allows fewer than we think refuses: then we wait
 // until a session of ours has ended.
 func (t *transport) openSession(ctx context.Context, makeRoom func()) (ssh.Channel, <-chan *ssh.Request, error) {
-	if err := takeSession(ctx, t.slots, t.done, makeRoom); err != nil {
+	if !takeSession(ctx, t.slots, t.done, makeRoom) {
 		if ctx.Err() != nil {
 			return nil, nil, t.tooMany(ctx)
 		}
@@ -71,14 +71,12 @@ func (t *transport) openSession(ctx context.Context, makeRoom func()) (ssh.Chann
 	return ch, requests, nil
 }
 
-// errEnded is why no session could be taken: the connection or the context has ended.
-var errEnded = errors.New("ended before a session was free")
-
-// takeSession waits for one of the places of a connection's sessions.
-func takeSession(ctx context.Context, places chan<- struct{}, ended <-chan struct{}, makeRoom func()) error {
+// takeSession waits for one of the places of a connection's sessions, and reports whether it has one: not if the connection or ctx has
+// ended before.
+func takeSession(ctx context.Context, places chan<- struct{}, ended <-chan struct{}, makeRoom func()) bool {
 	select {
 	case places <- struct{}{}:
-		return nil
+		return true
 	default:
 	}
 	if makeRoom != nil {
@@ -86,11 +84,11 @@ func takeSession(ctx context.Context, places chan<- struct{}, ended <-chan struc
 	}
 	select {
 	case places <- struct{}{}:
-		return nil
+		return true
 	case <-ended:
 	case <-ctx.Done():
 	}
-	return errEnded
+	return false
 }
 
 // tryOpen is openSession with a place in hand.
