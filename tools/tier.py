@@ -244,14 +244,14 @@ def check(tier: Tier) -> None:
     side_by_side(works, at_once=3)
 
 
-def units(tier: Tier, cores: tuple[str, ...], *plugins: str) -> list[Work]:
-    """Every test but those of the whole chain. ``plugins``: arguments for tests/plugins."""
+def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str) -> list[Work]:
+    """Every test but those of the whole chain. ``pythons``: all or ends, for tests/agent; ``plugins``: arguments for tests/plugins."""
     environ = agent_environ()
     works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', './...')]
     # The agent meets an ansible-core only in the stock modules that it runs.
-    works.append(lambda: tier.pytest('agent', cores[0], 'tests/agent', env=environ))
+    works.append(lambda: tier.pytest('agent', cores[0], 'tests/agent', f'--pythons={pythons}', env=environ))
     for core in cores[1:]:
-        works.append(functools.partial(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', env=environ))
+        works.append(functools.partial(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', f'--pythons={pythons}', env=environ))
     for core in cores:
         works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins', *plugins))
     return works
@@ -277,7 +277,7 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             make_cores()
-            side_by_side([*units(tier, ends()[::-1], '-m', 'not stress'), *chain(tier, dict.fromkeys(ends(), 'smoke'))])
+            side_by_side([*units(tier, ends()[::-1], 'ends', '-m', 'not stress'), *chain(tier, dict.fromkeys(ends(), 'smoke'))])
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
             tier = Tier('integration')
@@ -288,7 +288,7 @@ def main(argv: list[str]) -> int:
             tier = Tier('matrix')
             make_cores()
             check(tier)
-            side_by_side([*chain(tier, dict.fromkeys(CORES, 'matrix')), *units(tier, CORES)])
+            side_by_side([*chain(tier, dict.fromkeys(CORES, 'matrix')), *units(tier, CORES, 'all')])
             tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():
             tier = Tier('flake')

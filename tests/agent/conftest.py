@@ -10,9 +10,17 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from agent_driver import INTERPRETERS, Agent, one_line
 
 
+def pytest_addoption(parser):
+    parser.addoption('--pythons', choices=('all', 'ends'), default='all', help='every interpreter found, or the oldest and newest Python 3 and Python 2')
+
+
 def pytest_generate_tests(metafunc):
     if 'python' in metafunc.fixturenames:
-        metafunc.parametrize('python', INTERPRETERS.values(), ids=INTERPRETERS.keys())
+        chosen = sorted(INTERPRETERS, key=lambda version: [int(part) for part in version.split('.')])
+        if metafunc.config.getoption('pythons') == 'ends':
+            threes = [version for version in chosen if version > '3']
+            chosen = [version for version in chosen if version not in threes[1:-1]]
+        metafunc.parametrize('python', [INTERPRETERS[version] for version in chosen], ids=chosen)
 
 
 @pytest.fixture
