@@ -32,6 +32,7 @@ const (
 
 type serveCommand struct {
 	LogLevel string `help:"What to log: ${enum}." enum:"trace,debug,info,warn,error" default:"info" env:"MITOGEN_LOG_LEVEL"`
+	Contexts bool   `help:"Log what goes over each link, without its content, to a file for each context." name:"router-debug" env:"MITOGEN_ROUTER_DEBUG"`
 	PoolSize int    `help:"How many connections are made at the same time." default:"32" env:"MITOGEN_POOL_SIZE"`
 }
 
@@ -61,11 +62,9 @@ func (c *serveCommand) Run(ctx context.Context, p *program) error {
 		},
 		Refused: func(err error) { log.Warn("refused a connection", "reason", err) },
 		Open: func() (daemon.Service, error) {
-			file, err := daemon.OpenLog(dir.LogFile(p.version), daemon.MaxLog)
-			if err != nil {
+			if log, err = c.openLog(dir, p.version); err != nil {
 				return nil, err
 			}
-			log = hclog.New(&hclog.LoggerOptions{Name: "mitogen-mux", Level: hclog.LevelFromString(c.LogLevel), Output: file})
 			return openHouse(dir, p.version, c.PoolSize, log, stop), nil
 		},
 		StartTimeout: startTimeout,
@@ -76,6 +75,26 @@ func (c *serveCommand) Run(ctx context.Context, p *program) error {
 		log.Error("the daemon failed", "error", err)
 	}
 	return err
+}
+
+// openLog opens the daemon's log, and those of its contexts if they are wanted.
+func (c *serveCommand) openLog(dir daemon.Dir, version string) (hclog.Logger, error) {
+	file, err := daemon.OpenLog(dir.LogFile(version), daemon.MaxLog)
+	if err != nil {
+		return nil, err
+	}
+	options := &hclog.LoggerOptions{Name: "mitogen-mux", Level: hclog.LevelFromString(c.LogLevel), Output: file}
+	if !c.Contexts {
+		return hclog.New(options), nil
+	}
+	contexts, err := daemon.NewContextLogs(dir.ContextLogs(version))
+	if err != nil {
+		return nil, err
+	}
+	log := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: options.Name, Level: hclog.Trace, Output: io.Discard})
+	log.RegisterSink(hclog.NewSinkAdapter(options))
+	log.RegisterSink(contexts)
+	return log, nil
 }
 
 // house is what the daemon serves: the only place where the rooms meet.

@@ -228,6 +228,7 @@ func (l *Link) write(b []byte) {
 	defer l.ended()
 	for {
 		l.mu.Lock()
+		start := len(b)
 		b = l.out.take(b, l.closing != nil, l.number)
 		closing := l.closing
 		l.sent += int64(len(b))
@@ -236,6 +237,7 @@ func (l *Link) write(b []byte) {
 			l.roundTrips++
 		}
 		l.mu.Unlock()
+		l.traceSent(b[start:])
 		switch {
 		case len(b) > 0:
 			if _, err := l.conn.Write(b); err != nil {
@@ -253,6 +255,18 @@ func (l *Link) write(b []byte) {
 		case <-l.failed:
 			return
 		}
+	}
+}
+
+// traceSent logs frames as they leave, never what is in them.
+func (l *Link) traceSent(b []byte) {
+	if !l.o.Log.IsTrace() {
+		return
+	}
+	for len(b) > 0 {
+		size, kind, stream := binary.BigEndian.Uint32(b), FrameType(b[4]), binary.BigEndian.Uint32(b[5:])
+		l.o.Log.Trace("frame", "to", l.o.Name, "type", kind, "stream", stream, "bytes", size)
+		b = b[headerLength+size:]
 	}
 }
 
@@ -314,6 +328,9 @@ func (l *Link) accept(f Frame) error {
 	l.received += int64(headerLength + len(f.Payload))
 	l.heard = true
 	l.mu.Unlock()
+	if l.o.Log.IsTrace() {
+		l.o.Log.Trace("frame", "from", l.o.Name, "type", f.Type, "stream", f.Stream, "bytes", len(f.Payload))
+	}
 	if (f.Type == TypeHello) == l.isHelloed() {
 		return violation("%s frame where HELLO comes first and once", f.Type)
 	}

@@ -92,6 +92,9 @@ func (d Dir) LockFile(version string) string { return d.file("mux-", version, ".
 // LogFile is the path of a version's log.
 func (d Dir) LogFile(version string) string { return d.file("mux-", version, ".log") }
 
+// ContextLogs is the folder of a version's logs of single contexts.
+func (d Dir) ContextLogs(version string) string { return d.file("mux-", version, ".contexts") }
+
 func (d Dir) file(before, version, after string) string {
 	return filepath.Join(d.path, before+version+after)
 }
@@ -143,7 +146,7 @@ func (d Dir) versionsWith(suffix string) ([]string, error) {
 // Sweep removes what daemons of other versions than own left behind when they were killed, and logs that nobody will read any more.
 func (d Dir) Sweep(own string) error {
 	var all []string
-	for _, suffix := range []string{".sock", ".lock", ".log"} {
+	for _, suffix := range []string{".sock", ".lock", ".log", ".contexts"} {
 		versions, err := d.versionsWith(suffix)
 		if err != nil {
 			return err
@@ -162,9 +165,9 @@ func (d Dir) Sweep(own string) error {
 		for _, path := range []string{d.Socket(version), d.AgentSocket(version)} {
 			_ = os.Remove(path)
 		}
-		for _, path := range []string{d.LogFile(version), olderLog(d.LogFile(version))} {
+		for _, path := range []string{d.LogFile(version), olderLog(d.LogFile(version)), d.ContextLogs(version)} {
 			if info, err := os.Lstat(path); err == nil && time.Since(info.ModTime()) > keepLogs {
-				_ = os.Remove(path)
+				_ = os.RemoveAll(path)
 			}
 		}
 		lock.Release()

@@ -12,20 +12,22 @@ import (
 // MaxLog is the size at which a log file is put aside. Two files are kept, and the directory may be in RAM.
 const MaxLog = 1 << 20
 
-// Log is a log file that never grows beyond bounds: at its maximum it becomes the older one, in place of the older one before it. The
-// trace of a crash goes to it too.
+// Log is a log file that never grows beyond bounds: at its maximum it becomes the older one, in place of the older one before it.
 type Log struct {
-	path string
-	max  int64
+	path    string
+	max     int64
+	crashes bool // the trace of a crash goes to it too
 
 	mu   sync.Mutex // guards what follows
 	file *os.File
 	size int64
 }
 
-// OpenLog appends to the log at path, readable by its owner only.
-func OpenLog(path string, limit int64) (*Log, error) {
-	l := &Log{path: path, max: limit}
+// OpenLog appends to the daemon's log at path, readable by its owner only. The trace of a crash goes to it too.
+func OpenLog(path string, limit int64) (*Log, error) { return openLog(path, limit, true) }
+
+func openLog(path string, limit int64, crashes bool) (*Log, error) {
+	l := &Log{path: path, max: limit, crashes: crashes}
 	if err := l.openLocked(); err != nil {
 		return nil, err
 	}
@@ -75,6 +77,9 @@ func (l *Log) openLocked() error {
 		return fmt.Errorf("cannot open the log: %w", err)
 	}
 	l.file, l.size = file, info.Size()
+	if !l.crashes {
+		return nil
+	}
 	if err := debug.SetCrashOutput(file, debug.CrashOptions{}); err != nil {
 		return fmt.Errorf("cannot send crashes to the log: %w", err)
 	}

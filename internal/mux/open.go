@@ -103,7 +103,7 @@ func (t *Tree) bootstrap(ctx context.Context, n *node, conn agent.Conn) (peer, e
 		&fault.Error{Kind: fault.TimedOut, Message: "the interpreter did not start in time"})
 	defer cancel()
 	return t.connect(timed, conn, agent.Options{
-		Log: t.log.Named("agent"), Name: n.name(), OnLog: func(level int, text string) { t.logged(n, level, text) },
+		Log: t.log.Named("agent").With("context", n.id), Name: n.name(), OnLog: func(level int, text string) { t.logged(n, level, text) },
 	})
 }
 
