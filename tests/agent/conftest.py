@@ -8,6 +8,7 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from agent_driver import INTERPRETERS, Agent, one_line
+from agent_modules import Modules
 
 
 def pytest_addoption(parser):
@@ -45,3 +46,8 @@ def start(python):
 @pytest.fixture
 def agent(start):
     return start()
+
+
+@pytest.fixture
+def modules(agent):
+    return Modules(agent)

@@ -5,65 +5,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import textwrap
 
 import pytest
 
 from agent_driver import CANCEL, DATA, DROP, END, INTERPRETERS, MODULE, WINDOW, eventually, gone
+from agent_modules import BASIC, Modules
 from agent_payloads import manifest
-
-BASIC = b'_ANSIBLE_ARGS = None\nmarks = []\n'
-LOADER = b'''
-import runpy, sys
-def run_module(json_params, profile, module_fqn, modlib_path, extensions, init_globals=None):
-    from ansible.module_utils import basic
-    basic._ANSIBLE_ARGS = json_params
-    assert profile == 'legacy' and extensions == {}
-    runpy.run_module(module_fqn, dict(_module_fqn=module_fqn, _modlib_path=modlib_path), '__main__', True)
-    raise RuntimeError('did not exit')
-'''
-
-
-class Modules:
-    """Runs source text as modules."""
-
-    def __init__(self, agent):
-        self.agent = agent
-
-    def add(self, source, preload=True, extra=(), basic=BASIC, **options):
-        """Sends a payload; returns its manifest's digest."""
-        files = {
-            'ansible/__init__.py': b'',
-            'ansible/module_utils/__init__.py': b'',
-            'ansible/module_utils/basic.py': basic,
-            'ansible/module_utils/loader.py': LOADER,
-            'ansible/modules/__init__.py': b'',
-            'ansible/modules/probe.py': textwrap.dedent(source).encode(),
-        }
-        files.update(extra)
-        if preload is True:
-            preload = ['ansible.module_utils.basic']
-        text = manifest(files.items(), 'ansible.modules.probe', preload=preload or (), **options)
-        self.agent.blobs(text, *files.values())
-        return hashlib.sha256(text).digest()
-
-    def run(self, source, *fields, **options):
-        return self.again(source if isinstance(source, bytes) else self.add(source, **options), *fields)
-
-    def again(self, digest, *fields):
-        return self.agent.result(self.agent.open(MODULE, (1, digest), (2, b'{"a": 1}'), (3, b'probe'), *fields))
-
-    def value(self, source, *fields, **options):
-        """What the module printed as JSON."""
-        result = self.run('import json, os, sys\n' + textwrap.dedent(source) + '\nsys.exit(0)\n', *fields, **options)
-        assert (result.code, bytes(result.err)) == (0, b''), result.err.decode()
-        return json.loads(result.data.decode())
-
-
-@pytest.fixture
-def modules(agent):
-    return Modules(agent)
 
 
 @pytest.mark.parametrize('loader', [None, 'ansible.module_utils.loader'])
@@ -313,120 +260,6 @@ def test_ssl_random_numbers_differ(modules):
     digest = modules.add(source, basic=BASIC + b'try:\n    import ssl\nexcept ImportError:\n    pass\n')
     drawn = [bytes(modules.again(digest).data) for _ in range(8)]
     assert len(set(drawn)) == 8 or not any(drawn)
-
-
-PID = 'import ansible.module_utils.basic as basic\nprint(json.dumps([basic.born, os.getpid(), basic.kind]))'
-
-
-def test_preloaded_once_and_kept_by_those_that_agree(modules):
-    """A job whose files are others imports its own."""
-
-    def basic(kind):
-        return BASIC + ('import os\nborn = os.getpid()\nkind = %r\n' % kind).encode()
-
-    agent = modules.agent.process.pid
-    for _ in range(2):
-        born, pid, kind = modules.value(PID, basic=basic('first'))
-        assert born == agent != pid and kind == 'first'
-    born, pid, kind = modules.value(PID, basic=basic('other'))
-    assert born == pid and kind == 'other'
-    born, pid, kind = modules.value(PID, basic=basic('third'), preload=False)
-    assert born == pid and kind == 'third'
-    assert modules.value(PID, basic=basic('first'), preload=False)[0] == agent
-    assert modules.value(PID, basic=basic('first'))[0] == agent
-
-
-@pytest.mark.parametrize('what', ['sys.exit("not on this Python")', 'raise ValueError("odd")', '1 +', 'print("noise")\nimport nowhere'])
-def test_preload_that_fails_fails_in_the_job(modules, what):
-    """And leaves the agent, its link and its stdio alone."""
-    result = modules.run('import sys\nsys.exit(0)', basic=b'import sys\n' + what.encode())
-    assert result.code == 1 and result.err
-    assert 'noise' not in result.err.decode() and (b'noise' in result.data) == ('noise' in what)
-    assert [level for level, _ in modules.agent.logs] == [2]
-    assert modules.agent.command('true').code == 0
-
-
-COMPILED = '''
-    import ansible.module_utils.extra
-    frames = sys._getframe()
-    while frames.f_code.co_name != 'turn_into': frames = frames.f_back
-    print(json.dumps(len(frames.f_locals['self'].importer.compiled)))
-'''
-
-
-def test_code_is_compiled_once(modules):
-    """The first job leaves what it compiled to the next ones."""
-    extra = {'ansible/module_utils/extra.py': b'x = 1\n', 'ansible/module_utils/unused.py': b'this is no Python'}
-    counts = [modules.value(COMPILED, extra=extra) for _ in range(3)]
-    assert counts[0] > 0 and counts[1:] == [0, 0]
-
-
-def test_code_is_forgotten_with_its_blob(modules):
-    """DROP, and the blob comes again: one job compiles it, and leaves it to the next ones."""
-    extra = {'ansible/module_utils/extra.py': b'x = 1\n'}
-    counts = []
-    for _ in range(3):
-        modules.agent.send(DROP, 0, hashlib.sha256(b'x = 1\n').digest())
-        counts.append([modules.value(COMPILED, extra=extra) for _ in range(3)])
-    assert counts[0][0] > 1 and counts == [[counts[0][0], 0, 0], [1, 0, 0], [1, 0, 0]]
-
-
-LACKING = '''
-    there = [name for name in ('netrc', 'colorsys') if name in sys.modules]
-    import netrc, colorsys
-    print(json.dumps([there, netrc.__file__]))
-'''
-
-
-def test_the_standard_library_is_learnt(modules):
-    """What one job imports, the next ones find; only what does nothing but define things."""
-    seen = [modules.value(LACKING)[0] for _ in range(3)]
-    assert seen == [[], ['netrc'], ['netrc']]
-
-
-def test_nobody_elses_library_is_learnt(start, tmp_path):
-    """A module of the same name from another place is imported by each job, as it is there then."""
-    (tmp_path / 'netrc.py').write_text('kind = 1\n')
-    modules = Modules(start(env=dict(os.environ, PYTHONPATH=str(tmp_path))))
-    for _ in range(3):
-        there, path = modules.value(LACKING)
-        assert there == [] and path.startswith(str(tmp_path))
-
-
-def test_the_locale_is_that_of_a_new_process(start, python):
-    ask = 'import locale, sys; sys.stdout.write(repr([locale.setlocale(locale.LC_ALL), locale.setlocale(locale.LC_ALL, "")])); sys.exit(0)'
-    for given in ({}, {'LANG': 'C.UTF-8'}, {'LC_ALL': 'C.UTF-8'}, {'LC_TIME': 'C.UTF-8'}):
-        env = dict(PATH=os.environ['PATH'], **given)
-        plain = subprocess.check_output([python, '-c', ask], env=env)
-        modules = Modules(start(env=env))
-        for _ in range(2):
-            assert bytes(modules.run(ask).data) == plain
-
-
-CHOSEN = 'import locale, os, sys; sys.stdout.write(repr([os.environ.get("LC_CTYPE"), locale.setlocale(locale.LC_CTYPE)])); sys.exit(0)'
-
-
-@pytest.mark.parametrize('login', [{}, {'LANG': 'C.UTF-8'}, {'LC_ALL': 'C'}, {'LC_CTYPE': 'C.UTF-8'}], ids=lambda login: '-'.join(login) or 'none')
-def test_the_locale_of_a_task_is_chosen_anew(start, python, login):
-    """What `environment:` says of it, as an interpreter that starts with it would take it."""
-    login = dict(PATH=os.environ['PATH'], **login)
-    modules = Modules(start(env=login))
-    digest = modules.add(CHOSEN)
-    for task in (
-        {},
-        {'LANG': 'C'},
-        {'LANG': 'C.UTF-8'},
-        {'LANG': 'none.such'},
-        {'LC_ALL': 'C.UTF-8'},
-        {'LC_ALL': 'C'},
-        {'LC_ALL': ''},
-        {'LC_CTYPE': 'C'},
-        {'LC_CTYPE': 'C.UTF-8'},
-        {'LC_ALL': 'C', 'LANG': 'C.UTF-8'},
-    ):
-        plain = subprocess.check_output([python, '-c', CHOSEN], env=dict(login, **task))
-        ours = modules.again(digest, *[(4, ('%s=%s' % entry).encode()) for entry in task.items()])
-        assert (task, bytes(ours.data)) == (task, plain)
 
 
 def test_same_bytes_in_two_places(modules):
