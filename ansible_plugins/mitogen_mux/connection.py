@@ -23,6 +23,9 @@ from .v1 import error_pb2, jobs_pb2, path_pb2
 
 BODY_PART = 128 << 10
 
+UPLOADS = 5
+"""How often the daemon is given a module's code for one request: files may change while they are read, and then it wants them anew."""
+
 SSH_DEFINITIONS: dict[str, dict[str, t.Any]] = {
     'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]},
     'mitogen_ssh_transport': {
@@ -46,10 +49,10 @@ DEFINITIONS: dict[str, dict[str, t.Any]] = {
 }
 """Our own variables, as options of the plugins that we stand in front of: so the core finds, templates and delegates them."""
 
-Result = tuple[int, bytes, bytes]
+Result = errands.Result
 
 
-class MuxConnection:
+class MuxConnection(errands.Carrier):
     """What all our connections have in common. Mixed in before an Ansible connection class."""
 
     if t.TYPE_CHECKING:
@@ -61,7 +64,6 @@ class MuxConnection:
         plugin_type: str
 
     _mux_escalation: hops.Escalation | None = None
-    _mux_folder: errands.Folder | None = None
     _mux_remembers = False
     _mux_rehearse: t.Callable[[], list[rehearsal.Question]] | None = None
     _mux_known: list[tuple[rehearsal.Question, Result]] | None = None
@@ -153,18 +155,25 @@ class MuxConnection:
             steps.append(self._mux_module_step(question.token))
             steps[-1].guard.CopyFrom(jobs_pb2.Guard(step=len(steps) - 2, field='stat.checksum', value=json.dumps(question.checksum)))
         steps += errand.last
+        wanted = 0
         while True:
             try:
                 answers = self._mux_run(path, steps, errand.bodies)
             except RpcError as error:
-                if error.kind != error_pb2.Error.PAYLOAD_WANTED:
-                    self._mux_errand_failed(errand, error)
-                    answers = error.answers
-                    if len(answers) <= at or answers[at] is None:
-                        raise
-                else:
-                    self._mux_upload(tokens[error.detail.step if error.detail else at])
+                if error.kind == error_pb2.Error.PAYLOAD_WANTED:
+                    wanted += 1
+                    missing = tokens[error.detail.step if error.detail else at]
+                    if wanted > UPLOADS * len(tokens):
+                        raise AnsibleError(
+                            f'{self.mux_host()}: the mitogen-mux daemon still lacks the code of module {missing.source.name}, which it was given '
+                            f'{UPLOADS} times. The files of the module, or folders of module_utils, change all the time.'
+                        ) from None
+                    self._mux_upload(missing)
                     continue
+                self._mux_errand_failed(errand, error)
+                answers = error.answers
+                if len(answers) <= at or answers[at] is None:
+                    raise
             else:
                 self._mux_errand_done(errand, answers)
             self._mux_known = [(q, answer) for q, answer in zip(questions, answers[at + 1 :]) if answer is not None]
@@ -205,68 +214,6 @@ class MuxConnection:
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""
         self._mux_known = None
-
-    def mux_plan(self, folder: errands.Folder | None) -> None:
-        """Takes the errand of making a folder; what is put there before it is made waits with it."""
-        self._mux_folder = folder
-
-    def mux_folder(self, path: str | None = None) -> errands.Folder | None:
-        """The action's temporary folder, if we have it in hand, and if it is the one of that name."""
-        folder = self._mux_folder
-        return folder if folder is not None and path in (None, folder.path) else None
-
-    def mux_remove(self) -> None:
-        """Removes the folder, if it is there. Raises what a command would."""
-        folder, self._mux_folder = self._mux_folder, None
-        if folder is None:
-            return
-        folder.forget_files()
-        if folder.at is not None:
-            remove = jobs_pb2.Folder(path=to_bytes(folder.path), remove=True, as_login=len(folder.at.hops) > 1 and not folder.foreign)
-            self.mux_steps(folder.at, [jobs_pb2.Step(folder=remove)])
-
-    def _mux_errand(self, token: payload.Token, path: path_pb2.Path) -> errands.Errand:
-        """What has to be done for the account of ``path`` before a module runs there."""
-        folder = self._mux_folder
-        if folder is None or not folder.wanted(token):
-            return errands.Errand()
-        if (folder.foreign and len(path.hops) == 1) or (folder.at is not None and len(folder.at.hops) != len(path.hops)):
-            self.mux_run_errands()
-            return errands.Errand()
-        return errands.Errand(folder, path)
-
-    def _mux_errand_done(self, errand: errands.Errand, answers: list[Result | None]) -> None:
-        if errand.folder is not None:
-            errand.folder.at = None if errand.last and answers[-1] is not None else errand.path
-            errand.folder.forget_files()
-
-    def _mux_errand_failed(self, errand: errands.Errand, error: RpcError) -> None:
-        folder = errand.folder
-        if folder is None or not error.answers:
-            return
-        if folder.at is None and error.answers[0] is not None:
-            folder.at = errand.path
-        if errand.makes and error.answers[0] is None and error.detail is not None and error.detail.step == 0 and error.kind in _FILE_KINDS:
-            folder.explain(error.message)
-        folder.forget_files()
-
-    def mux_run_errands(self) -> None:
-        """Does at once what waits, as the plain way would have done it."""
-        folder = self._mux_folder
-        if folder is None or (folder.at is not None and not folder.files):
-            return
-        path = folder.at or path_pb2.Path(hops=[self.mux_account()])
-        errand = errands.Errand(folder, path)
-        try:
-            answers = self._mux_run(path, errand.steps, errand.bodies)
-        except RpcError as error:
-            self._mux_errand_failed(errand, error)
-            raise errors.to_ansible(error, self.mux_host()) from None
-        fixes = folder.fixes if folder.foreign and len(path.hops) == 1 else []
-        errand.last = []
-        self._mux_errand_done(errand, answers)
-        for fix in fixes:
-            fix()
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
         """Runs a command line as the plain plugin would."""
@@ -575,9 +522,6 @@ def _answers(codes: dict[int, int | None], out: list[tuple[list[bytes], list[byt
         code = codes.get(n)
         answers.append(None if code is None else (code, b''.join(stdout), b''.join(stderr)))
     return answers
-
-
-_FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
 
 
 def _session() -> daemon.Session:

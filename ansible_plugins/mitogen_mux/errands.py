@@ -15,8 +15,14 @@ import typing as t
 from ansible import constants as C
 from ansible.module_utils.common.text.converters import to_bytes
 
-from . import compat, payload
-from .v1 import jobs_pb2, path_pb2
+from . import compat, errors, payload
+from .client import RpcError
+from .v1 import error_pb2, jobs_pb2, path_pb2
+
+Result = tuple[int, bytes, bytes]
+"""What a step gave: exit code, stdout, stderr."""
+
+_FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
 
 _LEAVE_IT = frozenset(os.path.join(compat.CORE_ROOT, 'ansible', 'modules', f'{name}.py') for name in ('copy', 'file', 'slurp', 'stat'))
 """Modules of the core that use their action's folder only for what was put there."""
@@ -159,3 +165,77 @@ class Errand:
         if folder.passing and folder.files:
             guard = jobs_pb2.Guard(step=0, field='rc', value='0')
             self.last = [jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, remove=True, as_login=as_login), guard=guard)]
+
+
+class Carrier:
+    """What a connection does with its errands. Mixed into ours."""
+
+    if t.TYPE_CHECKING:
+        mux_account: t.Callable[[], path_pb2.Hop]
+        mux_host: t.Callable[[], str]
+        mux_steps: t.Callable[[path_pb2.Path, list[jobs_pb2.Step]], list[Result]]
+        _mux_run: t.Callable[[path_pb2.Path, list[jobs_pb2.Step], dict[int, bytes]], list[Result | None]]
+
+    _mux_folder: Folder | None = None
+
+    def mux_plan(self, folder: Folder | None) -> None:
+        """Takes the errand of making a folder; what is put there before it is made waits with it."""
+        self._mux_folder = folder
+
+    def mux_folder(self, path: str | None = None) -> Folder | None:
+        """The action's temporary folder, if we have it in hand, and if it is the one of that name."""
+        folder = self._mux_folder
+        return folder if folder is not None and path in (None, folder.path) else None
+
+    def mux_remove(self) -> None:
+        """Removes the folder, if it is there. Raises what a command would."""
+        folder, self._mux_folder = self._mux_folder, None
+        if folder is None:
+            return
+        folder.forget_files()
+        if folder.at is not None:
+            remove = jobs_pb2.Folder(path=to_bytes(folder.path), remove=True, as_login=len(folder.at.hops) > 1 and not folder.foreign)
+            self.mux_steps(folder.at, [jobs_pb2.Step(folder=remove)])
+
+    def _mux_errand(self, token: payload.Token, path: path_pb2.Path) -> Errand:
+        """What has to be done for the account of ``path`` before a module runs there."""
+        folder = self._mux_folder
+        if folder is None or not folder.wanted(token):
+            return Errand()
+        if (folder.foreign and len(path.hops) == 1) or (folder.at is not None and len(folder.at.hops) != len(path.hops)):
+            self.mux_run_errands()
+            return Errand()
+        return Errand(folder, path)
+
+    def _mux_errand_done(self, errand: Errand, answers: list[Result | None]) -> None:
+        if errand.folder is not None:
+            errand.folder.at = None if errand.last and answers[-1] is not None else errand.path
+            errand.folder.forget_files()
+
+    def _mux_errand_failed(self, errand: Errand, error: RpcError) -> None:
+        folder = errand.folder
+        if folder is None or not error.answers:
+            return
+        if folder.at is None and error.answers[0] is not None:
+            folder.at = errand.path
+        if errand.makes and error.answers[0] is None and error.detail is not None and error.detail.step == 0 and error.kind in _FILE_KINDS:
+            folder.explain(error.message)
+        folder.forget_files()
+
+    def mux_run_errands(self) -> None:
+        """Does at once what waits, as the plain way would have done it."""
+        folder = self._mux_folder
+        if folder is None or (folder.at is not None and not folder.files):
+            return
+        path = folder.at or path_pb2.Path(hops=[self.mux_account()])
+        errand = Errand(folder, path)
+        try:
+            answers = self._mux_run(path, errand.steps, errand.bodies)
+        except RpcError as error:
+            self._mux_errand_failed(errand, error)
+            raise errors.to_ansible(error, self.mux_host()) from None
+        fixes = folder.fixes if folder.foreign and len(path.hops) == 1 else []
+        errand.last = []
+        self._mux_errand_done(errand, answers)
+        for fix in fixes:
+            fix()

@@ -201,3 +201,11 @@ def test_no_daemon_is_one_line_with_the_remedy(play: Play) -> None:
     assert done.rc != 0
     assert 'MITOGEN_MUX_BIN names /no/such/mitogen-mux' in done.output
     assert 'Traceback' not in done.output
+
+
+def test_a_daemon_that_keeps_no_code_is_given_it_a_few_times(play: Play, tmp_path: pathlib.Path) -> None:
+    done = play('- command: echo hi', environ={'FAKE_FORGETS': '1'})
+    assert done.rc != 0
+    assert 'h1: the mitogen-mux daemon still lacks the code of module ansible.legacy.command, which it was given 5 times' in done.output
+    assert 'Traceback' not in done.output
+    assert (tmp_path / 'log').read_text().count('upload') == 5
