@@ -178,6 +178,11 @@ def building(key: bytes) -> t.Iterator[bool]:
             fcntl.flock(lock, fcntl.LOCK_UN)  # not by closing alone: a process forked meanwhile has the file open too
 
 
+def silent(token: Token) -> bool:
+    """Whether the task is not to be logged."""
+    return bool(json.loads(token.params).get('ANSIBLE_MODULE_ARGS', {}).get('_ansible_no_log', True))
+
+
 def removed_account(token: Token) -> str:
     """The account that a module is about to remove. The system refuses that while the account has processes, and one that was become
     has an agent."""

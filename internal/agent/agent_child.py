@@ -3,10 +3,13 @@
 A section of the agent; see agent.py. It knows nothing of links and streams.
 """
 import errno
+import mmap
 import os
 import signal
 import sys
 import time
+
+DIARY_SIZE = 49152      # bytes of records of one module; RESULT has room for them
 
 
 def enter(environ, added, cwd, nofile):
@@ -241,3 +244,62 @@ def interpret(run):
         except Exception:
             code = code or 120
     return code & 0xff
+
+
+class Diary(object):
+    """What a module writes to logging, in memory that outlives its process. Its own handlers, levels and filters are as they would be."""
+
+    def __init__(self):
+        self.room = mmap.mmap(-1, DIARY_SIZE)
+        self.end = 0
+
+    def keep(self):
+        """In the child: from now on records that reach handlers are written down."""
+        import copy
+        import logging
+        import threading
+        pid, lock, original = os.getpid(), threading.RLock(), logging.Logger.callHandlers
+        line = logging.Formatter('%(name)s: %(message)s')
+
+        def call_handlers(logger, record):
+            if os.getpid() == pid:
+                try:
+                    with lock:
+                        self.write(lambda: self.censor(line.format(copy.copy(record))))
+                except Exception:
+                    pass    # logging says so itself, if the record is to blame
+            return original(logger, record)
+        logging.Logger.callHandlers = call_handlers
+
+    def write(self, text):
+        left = DIARY_SIZE - self.end - NUMBER.size
+        if left < MAX_TEXT:
+            return
+        data = to_bytes(text())[:MAX_TEXT]
+        if left - len(data) < MAX_TEXT:
+            data = b'mitogen-mux: what else the module logged is left out'
+        start, self.end = self.end, self.end + NUMBER.size + len(data)
+        self.room[start + NUMBER.size:self.end] = data
+        self.room[start:start + NUMBER.size] = NUMBER.pack(len(data))   # last: the module may be killed between the two
+
+    def censor(self, text):
+        """Without the values that are no_log to the module, by Ansible's own function."""
+        import gc
+        basic = sys.modules.get('ansible.module_utils.basic')
+        secrets = set()
+        for module in gc.get_objects():
+            if issubclass(type(module), getattr(basic, 'AnsibleModule', ())):
+                secrets |= getattr(module, 'no_log_values', set())
+        return basic.remove_values(text, secrets) if secrets else text
+
+    def read(self):
+        """The entries, in the agent."""
+        at, entries = 0, []
+        while at + NUMBER.size < DIARY_SIZE:
+            length, = NUMBER.unpack(self.room[at:at + NUMBER.size])
+            at += NUMBER.size + length
+            if not 0 < length <= MAX_TEXT or at > DIARY_SIZE:
+                break
+            entries.append(self.room[at - length:at])
+        self.room.close()
+        return entries

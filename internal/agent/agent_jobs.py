@@ -14,6 +14,7 @@ class Job(Stream):
 
     stays = True    # the agent outlives its link for it
     pid = status = stdin = tty = slave = None
+    logged = ()     # fields of RESULT
 
     def launch(self, run, stdin=True, patient=False):
         """Forks the child, which calls run() for its exit status. Its stdin is fed by the stream, or at its end."""
@@ -79,7 +80,7 @@ class Job(Stream):
         code = os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else 128 + os.WTERMSIG(self.status)
         cpu = self.usage.ru_utime + self.usage.ru_stime
         self.finish((4, code), (5, int((self.forked - self.opened) * 1e6)), (6, int(self.ran * 1e6)), (7, int(cpu * 1e6)),
-                    (8, self.usage.ru_maxrss))
+                    (8, self.usage.ru_maxrss), *self.logged)
 
     def abort(self, kind, text=''):
         self.stays = False
@@ -117,13 +118,13 @@ class Job(Stream):
 
 
 class Module(Job):
-    report = None
+    report = diary = None
     fresh = True
 
     def start(self, record):
         if not self.chain:
             self.agent.refuse_if_stale()
-        self.fields = unpack(record, (1, 2, 3, 5, 7, 8), (4, 6))
+        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9), (4, 6))
         self.params = [self.fields[2]]
         if self.fields[8] == b'1':
             self.accepts = (DATA,)      # the rest of the params
@@ -148,6 +149,8 @@ class Module(Job):
         keep = not payload.real and agent.agrees(payload)
         if not payload.warm:
             self.report = mmap.mmap(-1, REPORT_SIZE)
+        if fields[9] == b'1':
+            self.diary = Diary()
 
         def child():
             if enter(fields[6], fields[4], fields[5], nofile) and PY3:
@@ -156,6 +159,8 @@ class Module(Job):
             if not keep:
                 agent.unload()
             agent.importer.use(payload)
+            if self.diary:
+                self.diary.keep()
             agent.importer.begin_report()
             pid = os.getpid()
             code = interpret(lambda: run_module(payload, params, agent.importer))
@@ -169,6 +174,8 @@ class Module(Job):
             self.payload.warm = not self.agent.importer.read_report(self.report) and os.WIFEXITED(status)
             self.report.close()
             self.report = None
+        if self.diary:
+            self.logged = [(11, entry) for entry in self.diary.read()]
         Job.exited(self, status, usage)
 
 

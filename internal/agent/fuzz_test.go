@@ -111,7 +111,7 @@ func FuzzDecodeResult(f *testing.F) {
 		if r.ExitCode < 0 || r.ExitCode > 255 || r.Failed != (r.Err() != nil) {
 			t.Errorf("%+v", r)
 		}
-		if again, err := DecodeResult(EncodeResult(r)); err != nil || again != r {
+		if again, err := DecodeResult(EncodeResult(r)); err != nil || !reflect.DeepEqual(again, r) {
 			t.Errorf("%+v came back as %+v, %v", r, again, err)
 		}
 	})

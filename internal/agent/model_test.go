@@ -80,7 +80,7 @@ func genRequest() *rapid.Generator[Request] {
 			return Module{
 				Manifest: genDigest().Draw(t, "manifest"), Params: genBytes(20).Draw(t, "params"), Name: rapid.String().Draw(t, "name"),
 				Environment: genList().Draw(t, "environment"), Cwd: genBytes(9).Draw(t, "cwd"), Environ: genList().Draw(t, "environ"),
-				RlimitNofile: count.Draw(t, "nofile"), ParamsFollow: rapid.Bool().Draw(t, "follow"),
+				RlimitNofile: count.Draw(t, "nofile"), ParamsFollow: rapid.Bool().Draw(t, "follow"), Logging: rapid.Bool().Draw(t, "logging"),
 			}
 		case KindCommand:
 			return Command{
@@ -117,16 +117,19 @@ func TestRecordsModel(t *testing.T) {
 			Text: genText().Draw(t, "text"), ExitCode: rapid.IntRange(0, 255).Draw(t, "code"), QueueMicros: count.Draw(t, "n"), JobMicros: count.Draw(t, "n"),
 			CPUMicros: count.Draw(t, "n"), MaxRSSKiB: count.Draw(t, "n"), Size: count.Draw(t, "n"), SHA256: genDigest().Draw(t, "digest"),
 		}
+		for range rapid.IntRange(0, 2).Draw(t, "logged") {
+			res.Logged = append(res.Logged, genText().Draw(t, "text"))
+		}
 		if rapid.Bool().Draw(t, "failed") {
 			res.Failed = true
 			res.Failure = rapid.SampledFrom([]Failure{FailIO, FailFork, FailCancelled}).Draw(t, "failure")
 		}
 		b = EncodeResult(res)
-		if got, err := DecodeResult(b); err != nil || got != res {
+		if got, err := DecodeResult(b); err != nil || !reflect.DeepEqual(got, res) {
 			t.Fatalf("%+v came back as %+v, %v", res, got, err)
 		}
 		if cut := rapid.IntRange(0, len(b)).Draw(t, "cut"); cut < len(b) {
-			if got, err := DecodeResult(b[:cut]); err == nil && got == res {
+			if got, err := DecodeResult(b[:cut]); err == nil && reflect.DeepEqual(got, res) {
 				t.Fatalf("%d of %d bytes pass for the whole", cut, len(b))
 			}
 		}

@@ -18,7 +18,7 @@ const (
 	creditAt     = 256 << 10 // consumed bytes that are worth a CREDIT frame
 	maxNoise     = 64 << 10  // bytes before the magic
 	maxHello     = 16 << 10
-	maxResult    = 16 << 10
+	maxResult    = 64 << 10
 	maxText      = 4096 // LOG and RESULT
 	maxVersion   = 64
 	maxPath      = 4096
@@ -132,6 +132,7 @@ type Module struct {
 	Cwd          []byte
 	Environ      [][]byte
 	RlimitNofile uint64
+	Logging      bool // what it writes to Python's logging comes in the Result
 
 	// ParamsFollow: Params go on as DATA until END. Open sets it when they are too long for the OPEN frame, and sends the rest.
 	ParamsFollow bool
@@ -213,6 +214,7 @@ type Result struct {
 	MaxRSSKiB   uint64
 	Size        uint64
 	SHA256      blobcache.Digest
+	Logged      []string // "name: text" of the records that a module wrote to Python's logging, cleaned
 }
 
 // Log levels of LOG frames.

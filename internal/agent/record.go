@@ -115,6 +115,18 @@ func asText(to *string, most int) field {
 	}}
 }
 
+// asTexts is asText for a tag that repeats.
+func asTexts(to *[]string, most int) field {
+	return field{repeat: true, set: func(v []byte) error {
+		var text string
+		if err := asText(&text, most).set(v); err != nil {
+			return err
+		}
+		*to = append(*to, text)
+		return nil
+	}}
+}
+
 // asUint reads a decimal number in its one spelling.
 func asUint[T int | uint32 | uint64 | Terminal](to *T, most uint64) field {
 	return field{set: func(v []byte) error {
@@ -185,6 +197,7 @@ func (m Module) fields(r *record) {
 	r.putEach(6, m.Environ)
 	r.putUint(7, m.RlimitNofile)
 	r.putBool(8, m.ParamsFollow)
+	r.putBool(9, m.Logging)
 }
 
 func (c Command) fields(r *record) {
@@ -242,6 +255,7 @@ func DecodeRequest(payload []byte) (Request, error) {
 		return decodeRequest(&m, fields, schema{
 			1: asDigest(&m.Manifest), 2: asBytes(&m.Params), 3: asString(&m.Name), 4: asList(&m.Environment), 5: asBytes(&m.Cwd),
 			6: asList(&m.Environ), 7: asUint(&m.RlimitNofile, maxCount), 8: asBool(&m.ParamsFollow),
+			9: asBool(&m.Logging),
 		})
 	case KindCommand:
 		var c Command
@@ -313,6 +327,9 @@ func EncodeResult(res Result) []byte {
 	r.putUint(8, res.MaxRSSKiB)
 	r.putUint(9, res.Size)
 	r.putDigest(10, res.SHA256)
+	for _, text := range res.Logged {
+		r.put(11, []byte(text))
+	}
 	return r.bytes
 }
 
@@ -326,6 +343,7 @@ func DecodeResult(payload []byte) (Result, error) {
 		1: asBool(&res.Failed), 2: asText(&failure, maxVersion), 3: asText(&res.Text, maxText), 4: asUint(&res.ExitCode, 255),
 		5: asUint(&res.QueueMicros, maxCount), 6: asUint(&res.JobMicros, maxCount), 7: asUint(&res.CPUMicros, maxCount),
 		8: asUint(&res.MaxRSSKiB, maxCount), 9: asUint(&res.Size, maxCount), 10: asDigest(&res.SHA256),
+		11: asTexts(&res.Logged, maxText),
 	}.read(payload)
 	if err != nil {
 		return Result{}, fmt.Errorf("cannot read RESULT: %w", err)

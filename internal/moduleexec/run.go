@@ -43,6 +43,7 @@ type Module struct {
 	Cwd          []byte
 	Environ      [][]byte // "name=value", in place of the account's if there are any
 	RlimitNofile uint64
+	Logging      bool // see Result.Logged
 }
 
 // Command is one run of a command.
@@ -60,8 +61,9 @@ var ErrStale = errors.New("the agent is stale")
 
 // Result is how a job ended.
 type Result struct {
-	RC    int
-	Spans Spans
+	RC     int
+	Spans  Spans
+	Logged []string // records of a module's that asks for them: "name: text"
 }
 
 // Spans says where the time went: Wire is from the first frame sent to the last received, less the others.
@@ -90,6 +92,7 @@ func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, e
 		Cwd:          m.Cwd,
 		Environ:      m.Environ,
 		RlimitNofile: m.RlimitNofile,
+		Logging:      m.Logging,
 	})
 	if err != nil {
 		return Result{}, typed(ctx, err)
@@ -141,7 +144,7 @@ func finish(parent context.Context, stream *agent.Stream, body Body, out *Output
 	}
 	spans := Spans{Fork: micros(res.QueueMicros), Job: micros(res.JobMicros)}
 	spans.Wire = max(0, time.Since(started)-spans.Fork-spans.Job)
-	return Result{RC: res.ExitCode, Spans: spans}, nil
+	return Result{RC: res.ExitCode, Spans: spans, Logged: res.Logged}, nil
 }
 
 // feedStream sends a job's input. A job may end, or close its stdin, with input left: that is no error. A body that breaks off ends the

@@ -256,6 +256,7 @@ func toModule(m *muxv1.Module) (*moduleStep, error) {
 		Cwd:          cwd,
 		Environ:      environ,
 		RlimitNofile: m.GetRlimitNofile(),
+		Logging:      m.GetLogging(),
 	}}, nil
 }
 

@@ -325,6 +325,9 @@ func (r *request) runJob(ctx context.Context, i uint32, of asked, run func(*modu
 	if err != nil {
 		return nil, err
 	}
+	for _, text := range res.Logged {
+		r.replies.log(int(muxv1.Log_VVV), text)
+	}
 	r.outcomes[i] = &moduleexec.Outcome{RC: res.RC, Stdout: out.Kept()}
 	stdout, stderr := out.Rest()
 	return &muxv1.StepResult{

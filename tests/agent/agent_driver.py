@@ -72,17 +72,24 @@ def source_text():
     return text
 
 
+LOGGED = 11  # the field of RESULT that repeats
+
+
 def record(*fields):
     return b''.join(struct.pack('>BI', tag, len(value)) + value for tag, value in fields)
 
 
-def read_record(data):
+def read_record(data, *repeated):
     fields = {}
     while data:
         tag, n = struct.unpack('>BI', data[:5])
-        assert tag not in fields
-        fields[tag] = data[5 : 5 + n]
-        assert len(fields[tag]) == n
+        value = data[5 : 5 + n]
+        assert len(value) == n
+        if tag in repeated:
+            fields.setdefault(tag, []).append(value)
+        else:
+            assert tag not in fields
+            fields[tag] = value
         data = data[5 + n :]
     return fields
 
@@ -100,6 +107,10 @@ class Result:
     def code(self):
         assert self.failure == '', self.fields
         return int(self.fields.get(4, b'0'))
+
+    @property
+    def logged(self):
+        return [text.decode() for text in self.fields.get(LOGGED, [])]
 
     @property
     def failure(self):
@@ -203,7 +214,7 @@ class Agent:
             result = self.streams[number]
             assert result.fields is None, 'a frame after RESULT'
             if kind == RESULT:
-                result.fields = read_record(payload)
+                result.fields = read_record(payload, LOGGED)
             elif kind == END:
                 result.ended = True
             elif kind == CREDIT:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import harness
-from runs import WAYS, Run, Site
+from runs import CASES, WAYS, Run, Site
 from test_bad_input import press, sleepers, statuses
 from test_life import HELLO, play
 
@@ -126,3 +126,20 @@ def test_async_outlives(stage: Site, what: str, become: bool) -> None:
     later = stage.play(OURS, hosts, play(status))
     assert later.rc == 0, later.said()
     assert json.dumps(later.results("h")[-1][1]).count("the end"), later.said()
+
+
+def test_what_a_module_logs_is_shown_at_vvv(stage: Site) -> None:
+    """A line of its own under the host's name; without secrets, and nothing of a task with no_log."""
+    tasks = play(
+        {"speak": {"word": "one", "hush": "s3cr3t"}},
+        {"speak": {"word": "two", "hush": "s3cr3t"}, "become": True},
+        {"speak": {"word": "three", "hush": "s3cr3t"}, "no_log": True},
+    )
+    env = {"ANSIBLE_LIBRARY": str(CASES / "library")}
+    run = stage.play(OURS, {"h": stage.host_vars(OURS, stage.login)}, tasks, ["-vvv"], env)
+    assert run.rc == 0, run.said()
+    shown = [line for line in run.stdout.splitlines() if "some.library" in line]
+    assert shown == [f"<h> some.library: the word is {word}, the other ********" for word in ("one", "two")]
+    assert "s3cr3t" not in run.said()
+    quiet = stage.play(OURS, {"h": stage.host_vars(OURS, stage.login)}, tasks, ["-vv"], env)
+    assert quiet.rc == 0 and "some.library" not in quiet.said()

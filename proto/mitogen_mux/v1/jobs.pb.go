@@ -508,6 +508,7 @@ type Module struct {
 	Environment   []*Variable            `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty"` // added to the account's environment
 	Process       *Process               `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
 	RlimitNofile  uint64                 `protobuf:"varint,6,opt,name=rlimit_nofile,json=rlimitNofile,proto3" json:"rlimit_nofile,omitempty"` // 0: as it is
+	Logging       bool                   `protobuf:"varint,7,opt,name=logging,proto3" json:"logging,omitempty"`                               // what it writes to Python's logging comes as Log events of level VVV, before its result
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -582,6 +583,13 @@ func (x *Module) GetRlimitNofile() uint64 {
 		return x.RlimitNofile
 	}
 	return 0
+}
+
+func (x *Module) GetLogging() bool {
+	if x != nil {
+		return x.Logging
+	}
+	return false
 }
 
 // Command is a command line for the account's shell.
@@ -1420,14 +1428,15 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x18\n" +
-	"\aunequal\x18\x04 \x01(\bR\aunequal\"\xe2\x01\n" +
+	"\aunequal\x18\x04 \x01(\bR\aunequal\"\xfc\x01\n" +
 	"\x06Module\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x16\n" +
 	"\x06params\x18\x02 \x01(\fR\x06params\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12:\n" +
 	"\venvironment\x18\x04 \x03(\v2\x18.mitogen_mux.v1.VariableR\venvironment\x121\n" +
 	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12#\n" +
-	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\"\xaf\x01\n" +
+	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\x12\x18\n" +
+	"\alogging\x18\a \x01(\bR\alogging\"\xaf\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\fR\x04argv\x12\x14\n" +
 	"\x05plain\x18\x02 \x01(\fR\x05plain\x12\x19\n" +
