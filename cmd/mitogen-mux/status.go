@@ -81,13 +81,13 @@ func statusText(s *muxv1.GetStatusReply, now time.Time, dir string) string {
 	say("\nNodes: %d\n", len(s.GetNodes()))
 	if len(s.GetNodes()) > 0 {
 		table(&out, func(row func(cells ...any)) {
-			row("NODE", "STATE", "JOBS", "PYTHON", "BLOBS", "SENT", "RECEIVED", "TRIPS", "IDLE", "HOSTS")
+			row("NODE", "STATE", "JOBS", "PYTHON", "RAM", "BLOBS", "SENT", "RECEIVED", "TRIPS", "IDLE", "HOSTS")
 			walk(s.GetNodes(), func(depth int, n *muxv1.GetStatusReply_Node) {
 				idle := "-"
 				if n.GetIdleSinceUnix() != 0 {
 					idle = since(now, n.GetIdleSinceUnix()).String()
 				}
-				row(strings.Repeat("  ", depth)+n.GetName(), strings.ToLower(n.GetState().String()), n.GetJobs(), cmp.Or(n.GetPython(), "-"),
+				row(strings.Repeat("  ", depth)+n.GetName(), strings.ToLower(n.GetState().String()), n.GetJobs(), cmp.Or(n.GetPython(), "-"), memoryText(n.GetMemoryKib()),
 					bytesText(n.GetBlobsBytes()), bytesText(n.GetSentBytes()), bytesText(n.GetReceivedBytes()), n.GetRoundTrips(), idle,
 					cmp.Or(hostsText(n.GetHosts()), "-"))
 			})
@@ -97,6 +97,14 @@ func statusText(s *muxv1.GetStatusReply, now time.Time, dir string) string {
 		say("\n%s\n", strings.TrimSpace(s.GetStacks()))
 	}
 	return out.String()
+}
+
+// memoryText is an agent's memory, as far as it is known.
+func memoryText(kib uint64) string {
+	if kib == 0 {
+		return "-"
+	}
+	return bytesText(kib << 10)
 }
 
 // table writes aligned rows.

@@ -39,7 +39,7 @@ Nodes: 0
 				Nodes: []*node{
 					{Id: "4", Parent: "3", Name: "sudo root", State: muxv1.NodeState_BOOTSTRAPPING, Jobs: 1},
 					{Id: "2", Name: "ssh b@h2:22", State: muxv1.NodeState_FAILED, Hosts: []string{"h2", "alias", "third", "x", "y"}},
-					{Id: "3", Parent: "1", Name: "/usr/bin/python3", State: muxv1.NodeState_READY, Python: "3.11.7", BlobsBytes: 1023, SentBytes: 1 << 40, ReceivedBytes: 1 << 50, RoundTrips: 9},
+					{Id: "3", Parent: "1", Name: "/usr/bin/python3", State: muxv1.NodeState_READY, Python: "3.11.7", MemoryKib: 25600, BlobsBytes: 1023, SentBytes: 1 << 40, ReceivedBytes: 1 << 50, RoundTrips: 9},
 					{Id: "1", Name: "ssh a@h1", State: muxv1.NodeState_READY, IdleSinceUnix: now.Unix() - 61, Hosts: []string{"h1"}},
 					{Id: "9", Parent: "gone", Name: "zsudo", State: muxv1.NodeState_DRAINING},
 				},
@@ -56,12 +56,12 @@ r1   4242     2.16.19  3
 r22  43       2.21.5   0
 
 Nodes: 5
-NODE                STATE          JOBS  PYTHON  BLOBS  SENT    RECEIVED   TRIPS  IDLE  HOSTS
-ssh a@h1            ready          0     -       0B     0B      0B         0      1m1s  h1
-  /usr/bin/python3  ready          0     3.11.7  1023B  1.0TiB  1024.0TiB  9      -     -
-    sudo root       bootstrapping  1     -       0B     0B      0B         0      -     -
-ssh b@h2:22         failed         0     -       0B     0B      0B         0      -     h2,alias,third,+2
-zsudo               draining       0     -       0B     0B      0B         0      -     -
+NODE                STATE          JOBS  PYTHON  RAM      BLOBS  SENT    RECEIVED   TRIPS  IDLE  HOSTS
+ssh a@h1            ready          0     -       -        0B     0B      0B         0      1m1s  h1
+  /usr/bin/python3  ready          0     3.11.7  25.0MiB  1023B  1.0TiB  1024.0TiB  9      -     -
+    sudo root       bootstrapping  1     -       -        0B     0B      0B         0      -     -
+ssh b@h2:22         failed         0     -       -        0B     0B      0B         0      -     h2,alias,third,+2
+zsudo               draining       0     -       -        0B     0B      0B         0      -     -
 
 goroutine 1 [running]:
 `,

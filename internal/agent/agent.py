@@ -17,6 +17,7 @@ import gc
 import hashlib
 import os
 import pwd
+import resource
 import select
 import signal
 import sys
@@ -42,6 +43,8 @@ class SelectPoll(object):
 
 KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder}
 CHAINED = 128           # a bit of the kind
+GROWTH = 64             # KiB that are worth a word
+PAGE = resource.getpagesize()
 MOST_URGENT = 1024      # frames: a daemon that asks without listening is not read any further
 
 
@@ -64,6 +67,7 @@ class Agent(object):
         self.folders = {}       # made and not removed: whose they are
         self.last = 0           # highest stream number seen
         self.jobs = {}          # children not yet waited for, by pid
+        self.memory = 0         # KiB, as the daemon knows
         self.lost = self.stopping = False
         self.inbox = bytearray()
         self.urgent = collections.deque()
@@ -317,6 +321,18 @@ class Agent(object):
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
+
+    def growth(self):
+        """The field of RESULT for the memory that the agent itself has resident, where that has become more."""
+        try:
+            with open('/proc/self/statm') as statm:
+                memory = int(statm.read().split()[1]) * PAGE >> 10
+        except (IOError, OSError):
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss     # with what was before the interpreter
+        if memory < self.memory + GROWTH:
+            return ()
+        self.memory = memory
+        return (12, memory),
 
     # -- Payloads.
 

@@ -80,7 +80,7 @@ class Job(Stream):
         code = os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else 128 + os.WTERMSIG(self.status)
         cpu = self.usage.ru_utime + self.usage.ru_stime
         self.finish((4, code), (5, int((self.forked - self.opened) * 1e6)), (6, int(self.ran * 1e6)), (7, int(cpu * 1e6)),
-                    (8, self.usage.ru_maxrss), *self.logged)
+                    (8, self.usage.ru_maxrss), *tuple(self.logged) + self.agent.growth())
 
     def abort(self, kind, text=''):
         self.stays = False

@@ -102,6 +102,7 @@ func goldenMessages() []goldenMessage {
 		{"result", up, Frame{TypeResult, 1, nil}, Result{ExitCode: 137, QueueMicros: 900, JobMicros: 120000, CPUMicros: 80000, MaxRSSKiB: 20480}},
 		{"result-bare", up, Frame{TypeResult, 1, nil}, Result{}},
 		{"result-logged", up, Frame{TypeResult, 1, nil}, Result{JobMicros: 5, Logged: []string{"root: é", "a.b: two\nlines"}}},
+		{"result-memory", up, Frame{TypeResult, 1, nil}, Result{JobMicros: 5, AgentKiB: 25600}},
 		{"result-file", up, Frame{TypeResult, 6, nil}, Result{Size: 7, SHA256: sum}},
 		{"ping", down, Frame{TypePing, 0, []byte("\x00\x01\x02\x03\x04\x05\x06\x07")}, nil},
 		{"pong", up, Frame{TypePong, 0, []byte("\x00\x01\x02\x03\x04\x05\x06\x07")}, nil},

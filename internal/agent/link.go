@@ -30,9 +30,10 @@ var ErrClosed = errors.New("the link was closed")
 type Stats struct {
 	SentBytes     int64
 	ReceivedBytes int64
-	RoundTrips    int64 // times that this side spoke after the agent had
-	Jobs          int   // modules, commands and transfers without a result
-	BlobBytes     int64 // that the agent was sent and keeps, before compression
+	RoundTrips    int64  // times that this side spoke after the agent had
+	Jobs          int    // modules, commands and transfers without a result
+	BlobBytes     int64  // that the agent was sent and keeps, before compression
+	MemoryKiB     uint64 // that the agent itself has had resident at most, as far as it has said
 }
 
 // Link is a connection to one agent. Its methods may be called from any goroutine.
@@ -61,7 +62,8 @@ type Link struct {
 	lastPing uint64
 	kept     kept // blobs that the agent has been sent
 	jobs     int
-	heard    bool // something came since the last Write
+	memory   uint64 // KiB, see Stats
+	heard    bool   // something came since the last Write
 	logsLeft int
 
 	sent, received, roundTrips int64
@@ -220,7 +222,7 @@ func (l *Link) usable() error {
 func (l *Link) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{SentBytes: l.sent, ReceivedBytes: l.received, RoundTrips: l.roundTrips, Jobs: l.jobs, BlobBytes: l.kept.bytes}
+	return Stats{SentBytes: l.sent, ReceivedBytes: l.received, RoundTrips: l.roundTrips, Jobs: l.jobs, BlobBytes: l.kept.bytes, MemoryKiB: l.memory}
 }
 
 // write is the writer.

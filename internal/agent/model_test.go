@@ -115,7 +115,7 @@ func TestRecordsModel(t *testing.T) {
 		count := rapid.Uint64Range(0, maxCount)
 		res := Result{
 			Text: genText().Draw(t, "text"), ExitCode: rapid.IntRange(0, 255).Draw(t, "code"), QueueMicros: count.Draw(t, "n"), JobMicros: count.Draw(t, "n"),
-			CPUMicros: count.Draw(t, "n"), MaxRSSKiB: count.Draw(t, "n"), Size: count.Draw(t, "n"), SHA256: genDigest().Draw(t, "digest"),
+			CPUMicros: count.Draw(t, "n"), MaxRSSKiB: count.Draw(t, "n"), AgentKiB: count.Draw(t, "n"), Size: count.Draw(t, "n"), SHA256: genDigest().Draw(t, "digest"),
 		}
 		for range rapid.IntRange(0, 2).Draw(t, "logged") {
 			res.Logged = append(res.Logged, genText().Draw(t, "text"))

@@ -214,6 +214,7 @@ type Result struct {
 	MaxRSSKiB   uint64
 	Size        uint64
 	SHA256      blobcache.Digest
+	AgentKiB    uint64   // most memory of the agent itself, where it has become more; else 0
 	Logged      []string // "name: text" of the records that a module wrote to Python's logging, cleaned
 }
 

@@ -330,6 +330,7 @@ func EncodeResult(res Result) []byte {
 	for _, text := range res.Logged {
 		r.put(11, []byte(text))
 	}
+	r.putUint(12, res.AgentKiB)
 	return r.bytes
 }
 
@@ -343,7 +344,7 @@ func DecodeResult(payload []byte) (Result, error) {
 		1: asBool(&res.Failed), 2: asText(&failure, maxVersion), 3: asText(&res.Text, maxText), 4: asUint(&res.ExitCode, 255),
 		5: asUint(&res.QueueMicros, maxCount), 6: asUint(&res.JobMicros, maxCount), 7: asUint(&res.CPUMicros, maxCount),
 		8: asUint(&res.MaxRSSKiB, maxCount), 9: asUint(&res.Size, maxCount), 10: asDigest(&res.SHA256),
-		11: asTexts(&res.Logged, maxText),
+		11: asTexts(&res.Logged, maxText), 12: asUint(&res.AgentKiB, maxCount),
 	}.read(payload)
 	if err != nil {
 		return Result{}, fmt.Errorf("cannot read RESULT: %w", err)

@@ -410,6 +410,7 @@ func (s *Stream) giveBack(n int) {
 // finish is the stream's last word.
 func (s *Stream) finish(res *Result) {
 	s.result = res
+	s.link.memory = max(s.link.memory, res.AgentKiB)
 	delete(s.link.streams, s.id)
 	s.out, s.outBytes = nil, 0
 	if s.isCounted && s.link.err == nil {

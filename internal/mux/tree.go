@@ -113,6 +113,7 @@ type NodeInfo struct {
 	Jobs          int // running
 	Python        string
 	BlobBytes     int64
+	MemoryKiB     uint64 // of the agent itself, at most; 0: not known
 	SentBytes     int64
 	ReceivedBytes int64
 	RoundTrips    int64
@@ -136,6 +137,7 @@ func (t *Tree) Nodes() []NodeInfo {
 		}
 		s := l.Stats()
 		infos[i].Jobs, infos[i].BlobBytes = s.Jobs, s.BlobBytes
+		infos[i].MemoryKiB = s.MemoryKiB
 		infos[i].SentBytes, infos[i].ReceivedBytes, infos[i].RoundTrips = s.SentBytes, s.ReceivedBytes, s.RoundTrips
 	}
 	return infos

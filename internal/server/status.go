@@ -60,6 +60,7 @@ func nodeMessage(n *mux.NodeInfo) *muxv1.GetStatusReply_Node {
 		Jobs:          uint32(n.Jobs),
 		Python:        n.Python,
 		BlobsBytes:    uint64(n.BlobBytes),
+		MemoryKib:     n.MemoryKiB,
 		SentBytes:     uint64(n.SentBytes),
 		ReceivedBytes: uint64(n.ReceivedBytes),
 		RoundTrips:    uint64(n.RoundTrips),

@@ -294,3 +294,16 @@ def test_an_agent_in_an_agent(agent, python, terminal):
     assert result.failure == '' and not result.err
     kinds = {kind for kind, number, _ in agent.frames if number == stream}
     assert kinds <= {DATA, END, CREDIT, RESULT, ERR, TTY}
+
+
+def test_memory_is_told_when_it_has_grown(agent):
+    """What the agent itself has resident, in KiB: with the first result, and again with one before which it became more."""
+    with open('/proc/%d/status' % agent.process.pid) as f:
+        resident = next(int(line.split()[1]) for line in f if line.startswith('VmRSS'))
+    first = int(agent.command('true').fields[12])
+    assert abs(first - resident) < 4096
+    for _ in range(3):
+        agent.command('true')
+    assert 12 not in agent.command('true').fields
+    agent.blobs(bytes(8 << 20))
+    assert int(agent.command('true').fields[12]) > first + 7000

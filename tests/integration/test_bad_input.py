@@ -334,10 +334,14 @@ FULL = (
     KEEP_BASE.replace("{size}", "64k")
     + "\nmount -t tmpfs -o size=64k,mode=777 none {home}\nfor d in /tmp {home}; do cat /dev/zero > $d/filler 2>/dev/null || true; done"
 )
+NO_EXEC = KEEP_BASE.replace("size={size}", "noexec") + "\nmount --bind {home} {home}\nmount -o remount,bind,noexec {home}"
 NOT_WRITABLE = "for d in /tmp /var/tmp {home} /root; do mount --bind $d $d; mount -o remount,bind,ro $d; done"
 
 
-@pytest.mark.parametrize("inside", [READ_ONLY_ROOT, FULL, NOT_WRITABLE], ids=["read-only root", "full disk", "no writable home or tmp"])
+DISKS = {"read-only root": READ_ONLY_ROOT, "full disk": FULL, "no writable home or tmp": NOT_WRITABLE, "nothing can be executed": NO_EXEC}
+
+
+@pytest.mark.parametrize("inside", DISKS.values(), ids=DISKS)
 def test_disk(stage: Site, inside: str) -> None:
     script = inside.replace("{base}", str(stage.base)).replace("{home}", str(stage.login.home))
     other = harness.Sshd(stage.base / "sshd-disk", stage.sshd.authorized, inside=script)
@@ -364,6 +368,29 @@ def test_disk(stage: Site, inside: str) -> None:
         if status != "ok":
             words = ("No space left", "Read-only file system", "not writable", "ermission denied", "Failed to create temporary directory")
             assert any(why in str(result) for why in words), result
+
+
+def test_processors_of_the_host(stage: Site) -> None:
+    """A job may run where sshd's children may, and counts the processors as they do."""
+    other = harness.Sshd(stage.base / "sshd-pinned", stage.sshd.authorized, inside="taskset -pc 0 $$ >/dev/null")
+    count: dict[str, object] = {"command": "sh -c 'nproc; grep Cpus_allowed_list /proc/self/status'"}
+    facts: dict[str, object] = {"setup": {"gather_subset": ["!all", "!min", "hardware"], "filter": ["ansible_processor_nproc"]}}
+    seen = []
+    try:
+        other.start()
+        for way in (PLAIN, OURS):
+            reach = {"ansible_port": other.port, "ansible_ssh_common_args": f"-o UserKnownHostsFile={other.known_hosts} -o IdentitiesOnly=yes"}
+            run = stage.play(way, {"h": stage.host_vars(way, stage.login, **reach)}, play(count, {**count, "become": True}, facts))
+            assert run.rc == 0, run.said()
+            results = [result for _, result in run.results("h")]
+            seen.append([*(r["stdout_lines"] for r in results[:2]), results[2]["ansible_facts"]])
+    except harness.Unavailable as reason:
+        pytest.skip(f"no mount namespace here: {reason}")
+    finally:
+        other.stop()
+        shutil.rmtree(other.directory, ignore_errors=True)
+    assert seen[0][:2] == [["1", "Cpus_allowed_list:\t0"]] * 2
+    assert seen[1] == seen[0]
 
 
 # --- the run itself is ended

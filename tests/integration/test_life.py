@@ -55,7 +55,9 @@ def test_two_runs_at_once_share_a_connection(fresh: Site) -> None:
         seen = [fresh.result(p, d) for p, d in started]
     assert [r.rc for r in seen] == [0, 0], [r.said() for r in seen]
     assert len(fresh.daemons()) == 1
-    assert len([n for n in fresh.status()["nodes"] if n["name"].startswith("ssh ") and not n["python"]]) == 1
+    nodes = fresh.status()["nodes"]
+    assert len([n for n in nodes if n["name"].startswith("ssh ") and not n["python"]]) == 1
+    assert all(int(n["memory_kib"]) > 5000 for n in nodes if n["python"]), "agents say how much memory they have"
 
 
 def test_a_stopped_daemon_comes_back_with_the_next_run(fresh: Site) -> None:

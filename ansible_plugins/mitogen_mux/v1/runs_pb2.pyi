@@ -115,7 +115,7 @@ class GetStatusReply(_message.Message):
         requests: int
         def __init__(self, id: _Optional[str] = ..., pid: _Optional[int] = ..., core_version: _Optional[str] = ..., requests: _Optional[int] = ...) -> None: ...
     class Node(_message.Message):
-        __slots__ = ("id", "parent", "name", "state", "jobs", "python", "blobs_bytes", "sent_bytes", "received_bytes", "round_trips", "hosts", "idle_since_unix")
+        __slots__ = ("id", "parent", "name", "state", "jobs", "python", "blobs_bytes", "sent_bytes", "received_bytes", "round_trips", "hosts", "idle_since_unix", "memory_kib")
         ID_FIELD_NUMBER: _ClassVar[int]
         PARENT_FIELD_NUMBER: _ClassVar[int]
         NAME_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +128,7 @@ class GetStatusReply(_message.Message):
         ROUND_TRIPS_FIELD_NUMBER: _ClassVar[int]
         HOSTS_FIELD_NUMBER: _ClassVar[int]
         IDLE_SINCE_UNIX_FIELD_NUMBER: _ClassVar[int]
+        MEMORY_KIB_FIELD_NUMBER: _ClassVar[int]
         id: str
         parent: str
         name: str
@@ -140,7 +141,8 @@ class GetStatusReply(_message.Message):
         round_trips: int
         hosts: _containers.RepeatedScalarFieldContainer[str]
         idle_since_unix: int
-        def __init__(self, id: _Optional[str] = ..., parent: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., jobs: _Optional[int] = ..., python: _Optional[str] = ..., blobs_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., round_trips: _Optional[int] = ..., hosts: _Optional[_Iterable[str]] = ..., idle_since_unix: _Optional[int] = ...) -> None: ...
+        memory_kib: int
+        def __init__(self, id: _Optional[str] = ..., parent: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., jobs: _Optional[int] = ..., python: _Optional[str] = ..., blobs_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., round_trips: _Optional[int] = ..., hosts: _Optional[_Iterable[str]] = ..., idle_since_unix: _Optional[int] = ..., memory_kib: _Optional[int] = ...) -> None: ...
     class Counters(_message.Message):
         __slots__ = ("jobs", "dials", "goroutines", "payloads", "blobs_bytes")
         JOBS_FIELD_NUMBER: _ClassVar[int]

@@ -786,6 +786,7 @@ type GetStatusReply_Node struct {
 	RoundTrips    uint64                 `protobuf:"varint,10,opt,name=round_trips,json=roundTrips,proto3" json:"round_trips,omitempty"` // times the daemon spoke after the agent had
 	Hosts         []string               `protobuf:"bytes,11,rep,name=hosts,proto3" json:"hosts,omitempty"`                              // inventory names that used it
 	IdleSinceUnix int64                  `protobuf:"varint,12,opt,name=idle_since_unix,json=idleSinceUnix,proto3" json:"idle_since_unix,omitempty"`
+	MemoryKib     uint64                 `protobuf:"varint,13,opt,name=memory_kib,json=memoryKib,proto3" json:"memory_kib,omitempty"` // most that the agent itself has had resident; 0: not known
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -900,6 +901,13 @@ func (x *GetStatusReply_Node) GetHosts() []string {
 func (x *GetStatusReply_Node) GetIdleSinceUnix() int64 {
 	if x != nil {
 		return x.IdleSinceUnix
+	}
+	return 0
+}
+
+func (x *GetStatusReply_Node) GetMemoryKib() uint64 {
+	if x != nil {
+		return x.MemoryKib
 	}
 	return 0
 }
@@ -1019,7 +1027,7 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\n" +
 	"ResetReply\"*\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
-	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xaf\a\n" +
+	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xce\a\n" +
 	"\x0eGetStatusReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12!\n" +
@@ -1033,7 +1041,7 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12!\n" +
 	"\fcore_version\x18\x03 \x01(\tR\vcoreVersion\x12\x1a\n" +
-	"\brequests\x18\x04 \x01(\rR\brequests\x1a\xe5\x02\n" +
+	"\brequests\x18\x04 \x01(\rR\brequests\x1a\x84\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06parent\x18\x02 \x01(\tR\x06parent\x12\x12\n" +
@@ -1050,7 +1058,9 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	" \x01(\x04R\n" +
 	"roundTrips\x12\x14\n" +
 	"\x05hosts\x18\v \x03(\tR\x05hosts\x12&\n" +
-	"\x0fidle_since_unix\x18\f \x01(\x03R\ridleSinceUnix\x1a\x91\x01\n" +
+	"\x0fidle_since_unix\x18\f \x01(\x03R\ridleSinceUnix\x12\x1d\n" +
+	"\n" +
+	"memory_kib\x18\r \x01(\x04R\tmemoryKib\x1a\x91\x01\n" +
 	"\bCounters\x12\x12\n" +
 	"\x04jobs\x18\x01 \x01(\x04R\x04jobs\x12\x14\n" +
 	"\x05dials\x18\x02 \x01(\x04R\x05dials\x12\x1e\n" +
