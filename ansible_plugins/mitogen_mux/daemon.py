@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import getpass
 import hashlib
 import multiprocessing
@@ -202,6 +203,8 @@ def session() -> Session:
     with _session_lock:
         if _session is None:
             _session = Session()
+            if seconds := _number('MITOGEN_DUMP_THREAD_STACKS'):
+                faulthandler.dump_traceback_later(seconds, repeat=True, file=2)
         return _session
 
 

@@ -173,6 +173,15 @@ def test_secrets_show_nowhere(site: Site, transport: str) -> None:
     for log in (site.dir / 'mux').rglob('*'):
         if log.is_file():
             shown[str(log)] = log.read_text(errors='replace')
-    assert any('log' in name for name in shown), list(shown)
+    assert any(name.endswith('.log') and '.contexts' not in name for name in shown), list(shown)
+    assert any('.contexts/' in name and 'type=RESULT' in text for name, text in shown.items()), list(shown)
     for where, text in shown.items():
         assert CANARY not in text, f'{where}: {[line for line in text.splitlines() if CANARY in line][:3]}'
+
+
+def test_stacks_of_all_threads(site: Site) -> None:
+    ran = site.play("- hosts: h1\n  gather_facts: false\n  tasks:\n  - {command: sleep 2.5}\n", MITOGEN_DUMP_THREAD_STACKS='1')
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert 'Timeout (0:00:01)!' in ran.stderr and 'strategy.py' in ran.stderr, ran.stderr
+    ran = site.play('- hosts: h1\n', MITOGEN_DUMP_THREAD_STACKS='often')
+    assert ran.returncode != 0 and 'MITOGEN_DUMP_THREAD_STACKS=often is not a whole number' in ran.stderr, ran.stderr
