@@ -72,7 +72,7 @@ func (b *bench) ready(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = link.Close() }()
-	p, err := link.Exec(ctx, []byte("hello"), mux.ExecOptions{})
+	p, err := link.Exec(ctx, []byte("echo -n hello"), mux.ExecOptions{})
 	if err != nil {
 		return err
 	}
@@ -82,7 +82,7 @@ func (b *bench) ready(ctx context.Context) error {
 		return err
 	}
 	code, err := p.Wait()
-	if err == nil && (code != 0 || string(out) != "hello") {
+	if err == nil && (code != 0 || !strings.HasSuffix(string(out), "hello")) {
 		return errors.New("wrong result: " + string(out))
 	}
 	return err
