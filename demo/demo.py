@@ -14,14 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import typing as t
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / 'tests' / 'integration'))
+sys.path[:0] = [str(PROJECT / 'bench'), str(PROJECT / 'tests' / 'integration')]
+
+from lab import BIN, Group, Relay, left_behind  # noqa: E402
 
 import harness  # noqa: E402 - the machine under test is the integration tests' own
 
-BIN = PROJECT / 'bin'
 PLAYBOOK = pathlib.Path(*sys.argv[1:2] or [PROJECT / 'demo' / 'playbook' / 'site.yml'])
 DELAY = '0.5ms'  # one way: a network next door
 
@@ -36,65 +36,6 @@ class Cost:
     wire: dict[str, int]
     words: list[str]
     files: dict[str, str]
-
-
-class Relay:
-    """bench/relay, asked over its stdin."""
-
-    def __init__(self, port: int) -> None:
-        self._process = subprocess.Popen(
-            [BIN / 'relay', '--to', f'127.0.0.1:{port}', '--delay', DELAY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.port = int(self._read().rpartition(':')[2])
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
-
-    def ask(self, word: str) -> dict[str, int]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(word + '\n')
-        self._process.stdin.flush()
-        return t.cast('dict[str, int]', json.loads(self._read()))
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-class Group:
-    """A control group (v2) whose CPU is counted: of processes that are gone too, and of those that left their parents."""
-
-    def __init__(self, name: str) -> None:
-        self._folder: pathlib.Path | None = None
-        mounts = [line.split() for line in pathlib.Path('/proc/mounts').read_text().splitlines()]
-        for mount in mounts:
-            if mount[2] == 'cgroup2':
-                folder = pathlib.Path(mount[1], f'mitogen-mux-demo-{os.getpid()}-{name}')
-                with contextlib.suppress(OSError):
-                    folder.mkdir()
-                    self._folder = folder
-
-    def take(self, pid: int = 0) -> None:
-        """Moves a process (0: the caller) into the group."""
-        if self._folder:
-            (self._folder / 'cgroup.procs').write_text(str(pid))
-
-    def cpu(self) -> float:
-        """Seconds so far, user and system; not a number where there are no control groups."""
-        if not self._folder:
-            return math.nan
-        usage = dict(line.split() for line in (self._folder / 'cpu.stat').read_text().splitlines())
-        return int(usage['usage_usec']) / 1e6
-
-    def close(self) -> None:
-        if self._folder:
-            harness.until(lambda: not (t.cast(pathlib.Path, self._folder) / 'cgroup.procs').read_text(), 20, 'processes are gone')
-            self._folder.rmdir()
-
-
-def left_behind(state: pathlib.Path) -> list[int]:
-    """What the run leaves for the next one: ssh's control master, whose title names its socket in our folder, or the daemon."""
-    return [p.pid for p in harness.processes() if p.argv[:1] and (p.argv[0].startswith(f'ssh: {state}') or p.argv == (str(BIN / 'mitogen-mux'), 'serve'))]
 
 
 def listing(folder: pathlib.Path) -> dict[str, str]:
@@ -181,7 +122,7 @@ def main() -> int:
         harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(key))
         state.chmod(0o755)
         sshd = harness.Sshd(state / 'sshd', key.with_suffix('.pub'))
-        relay = Relay(sshd.port)
+        relay = Relay(sshd.port, DELAY)
         stack.callback(relay.close)
         (state / 'inventory').write_text(
             f'demo ansible_host=127.0.0.1 ansible_port={relay.port} ansible_user={login.name} ansible_ssh_private_key_file={key} '

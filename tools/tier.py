@@ -32,7 +32,7 @@ GO_TOOL = ('go', 'tool', '-modfile=tools/go.mod')
 CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21')
 CROSS = ('linux/amd64', 'linux/arm64', 'darwin/amd64', 'darwin/arm64')
 Work = collections.abc.Callable[[], None]
-PYTHON_CODE = ('ansible_plugins', 'internal/agent', 'tests', 'tools', 'demo')
+PYTHON_CODE = ('ansible_plugins', 'internal/agent', 'tests', 'tools', 'demo', 'bench')
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@
 #
 #   tools/venv.sh 2.16 … 2.21   .venv-2.16: that ansible-core at its newest patch, with what plugins and tests need
 #   tools/venv.sh tools         .venv-tools: ruff, mypy, vermin
+#   tools/venv.sh bench         .venv-bench: the newest ansible-core and Mitogen, for make bench
 #   tools/venv.sh gen           .venv-gen: protoc
 set -eu
 cd "$(dirname "$0")/.."
@@ -18,6 +19,7 @@ case $name in
 2.20) pythons="14 13 12" packages="ansible-core==2.20.9" ;;
 2.21) pythons="14 13 12" packages="ansible-core==2.21.5" ;;
 tools) pythons="13 12 11 10" packages="-r tools/requirements.txt" ;;
+bench) pythons="13 14 12" packages="ansible-core==2.21.5 mitogen==0.3.54 -r ansible_plugins/requirements.txt" ;;
 gen) pythons="12 11 10 9 8" packages="grpcio-tools==1.65.5 setuptools<81" ;;
 *) echo "venv.sh: no environment is called $name" >&2; exit 2 ;;
 esac

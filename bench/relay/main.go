@@ -21,6 +21,8 @@ type Stats struct {
 	UpBytes     int64 `json:"up_bytes"`
 	DownBytes   int64 `json:"down_bytes"`
 	Connections int64 `json:"connections"`
+	// Packets is how many of at most 1,448 bytes what was read at once would fill, both ways.
+	Packets int64 `json:"packets"`
 	// Turns counts how often the controller spoke after the host had, over all connections: an upper bound of the round trips waited for.
 	Turns int64 `json:"turns"`
 }
@@ -41,6 +43,7 @@ func (c *conn) up(n int) {
 	c.counter.mu.Lock()
 	defer c.counter.mu.Unlock()
 	c.counter.UpBytes += int64(n)
+	c.counter.Packets += packets(n)
 	if c.hostSpoke {
 		c.counter.Turns++
 	}
@@ -51,7 +54,13 @@ func (c *conn) down(n int) {
 	c.counter.mu.Lock()
 	defer c.counter.mu.Unlock()
 	c.counter.DownBytes += int64(n)
+	c.counter.Packets += packets(n)
 	c.hostSpoke = true
+}
+
+// packets is how many segments of Ethernet's usual size n bytes take.
+func packets(n int) int64 {
+	return int64(n+1447) / 1448
 }
 
 func main() {
