@@ -34,7 +34,7 @@ core-targets: build ## ansible-core's own integration targets, plain and through
 matrix: build ## everything on every ansible-core
 	@python3 tools/tier.py matrix
 
-bench: build ## times and counts against plain Ansible
+bench: build ## workloads with plain Ansible, pipelining, Mitogen and mitogen-mux in turn, times and counts: hours
 	bench/run.sh
 
 demo: ## one playbook, plain and through mitogen-mux, and what each cost; installs what it needs
