@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "command": {"command": "sh -c 'id -un; umask; pwd'"},
     "stat": {"stat": {"path": "/etc/hosts"}},
     "facts": {"setup": {"gather_subset": ["!all", "!min", "python", "user", "env"]}},
-    "copy": {"copy": {"content": "{{ ansible_play_name }}\n", "dest": "{{ work }}/{{ ansible_play_name | replace(' ', '-') }}"}},
+    "copy": {"copy": {"content": "{{ ansible_play_name }}\n", "dest": "{{ work }}/{{ inventory_hostname }}-{{ ansible_play_name | replace(' ', '-') }}"}},
     "raw": {"raw": "id -un"},
     "script": {"script": str(CASES / "files" / "env.sh")},
 }
