@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gettext
 import os
 import re
@@ -120,8 +121,14 @@ def watch(plugin: t.Any, remember: t.Callable[[Escalation], None]) -> None:
 def _ssh_args(connection: t.Any, *names: str) -> list[str]:
     words: list[str] = []
     for name in names:
-        words += connection._split_ssh_args(to_text(option(connection, name, '')))
+        words += _split(connection._split_ssh_args, to_text(option(connection, name, '')))
     return words
+
+
+@functools.lru_cache(maxsize=64)
+def _split(split: t.Callable[[str], list[str]], text: str) -> tuple[str, ...]:
+    """Each task asks again, and a lexer in Python is slow."""
+    return tuple(split(text))
 
 
 def _control_path(connection: t.Any) -> str:
