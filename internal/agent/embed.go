@@ -18,6 +18,8 @@ var (
 	stage1Py string
 	//go:embed stage1_local.py
 	stage1LocalPy string
+	//go:embed relay.py
+	relayPy string
 )
 
 // sections is the agent in the order that agent.py gives.
@@ -29,6 +31,10 @@ func Stage1() string { return oneLine(stage1Py) }
 // Stage1Local returns the argument of `python -c` that starts the controller's own agent; its name, the daemon's socket and the
 // token in hex follow it.
 func Stage1Local() string { return oneLine(stage1LocalPy) }
+
+// Relay returns the argument of `python -c` that connects to the host and port which follow it, writes one byte, and passes bytes on
+// between that connection and its stdio. On failure it says why on stderr.
+func Relay() string { return relayPy }
 
 // oneLine makes a program one line: login shells of the csh family take no line feed between single quotes. The only backslashes
 // are those of its \n, which no shell takes for an escape there.

@@ -26,11 +26,12 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte("(secret)"), nil }
 // identity (see internal/server), so it tells nothing of the secrets in it.
 type Key [32]byte
 
-// Hop is one step towards a context. Exactly one of SSH, Local and Become is set.
+// Hop is one step towards a context. Exactly one of SSH, Local, Become and Container is set.
 type Hop struct {
-	SSH    *SSH
-	Local  *Local
-	Become *Become
+	SSH       *SSH
+	Local     *Local
+	Become    *Become
+	Container *Container
 	// Interpreter of the account as shell words; empty: any agent that is ready, else none.
 	Interpreter string
 	// Account is the key without the interpreter: all agents of one account share it.
@@ -39,6 +40,20 @@ type Hop struct {
 
 // Path is the list of hops from the controller, outermost first.
 type Path []Hop
+
+// Bare is the index of the first hop from which on a plain command needs no agent: those hops have no interpreter, and their tools can be
+// put before the command (containers, and an account at the very end). len(p) if there is none.
+func (p Path) Bare() int {
+	i := len(p)
+	for i > 0 && p[i-1].Interpreter == "" {
+		h := p[i-1]
+		if h.Container == nil && (h.Become == nil || i < len(p)) {
+			break
+		}
+		i--
+	}
+	return i
+}
 
 // SSH is an account reached by SSH; the fields are those of SshHop in path.proto.
 type SSH struct {
@@ -81,7 +96,15 @@ type Become struct {
 	TimeoutSeconds  uint32
 }
 
-// Name says what the hop is, for people: "ssh deploy@h1:22", "local", "sudo root".
+// Container is another root of the same machine, entered with a tool that runs a command there.
+type Container struct {
+	Method string
+	Name   string
+	User   string   // empty: whom the tool chooses
+	Argv   [][]byte // the tool and its arguments; the words of the command follow
+}
+
+// Name says what the hop is, for people: "ssh deploy@h1:22", "local", "sudo root", "docker app@web1".
 func (h Hop) Name() string {
 	switch {
 	case h.SSH != nil:
@@ -95,6 +118,10 @@ func (h Hop) Name() string {
 		return "ssh " + name
 	case h.Become != nil:
 		return h.Become.Method + " " + h.Become.User
+	case h.Container != nil && h.Container.User != "":
+		return h.Container.Method + " " + h.Container.User + "@" + h.Container.Name
+	case h.Container != nil:
+		return h.Container.Method + " " + h.Container.Name
 	default:
 		return "local"
 	}

@@ -45,12 +45,12 @@ func check(path hop.Path) error {
 	}
 	for i, h := range path {
 		switch {
-		case h.SSH == nil && h.Local == nil && h.Become == nil:
+		case h.SSH == nil && h.Local == nil && h.Become == nil && h.Container == nil:
 			return unsupported(i, h, "the hop has no method")
-		case i == 0 && h.Become != nil:
-			return unsupported(i, h, "a path cannot start with a become hop")
-		case i > 0 && h.Become == nil:
-			return unsupported(i, h, "only become hops can follow the first hop")
+		case i == 0 && h.SSH == nil && h.Local == nil:
+			return unsupported(i, h, "a path starts with ssh or local")
+		case i > 0 && h.Local != nil:
+			return unsupported(i, h, "the controller's own account can only be the first hop")
 		case h.Become != nil && len(h.Become.Success) == 0:
 			return unsupported(i, h, "the become plugin gives no success marker")
 		}
@@ -95,27 +95,32 @@ func (w *walk) walk(ctx context.Context) (*Context, error) {
 			return w.arrive(n, nil), nil
 		}
 	}
-	if err := w.connection(ctx); err != nil {
-		return nil, err
-	}
-	plain := end.Interpreter == "" && end.Local == nil
+	bare := w.path.Bare()
 	for level, h := range w.path {
-		if plain && (level == last || (level+1 == last && h.SSH != nil)) {
-			break // a command without an agent is started by the agent of the account before it, or by SSH itself
+		if h.Local != nil || h.SSH != nil {
+			if err := w.connection(ctx, h, level); err != nil {
+				return nil, err
+			}
 		}
 		if h.Local != nil {
 			continue // its first node is its agent
 		}
-		step := func() error { return w.enter(ctx, agentEdge(h), h, level, w.tree.openAgent) }
-		if h.Interpreter == "" {
-			step = func() error { return w.ready(h, level) }
+		if level+1 == bare && h.SSH != nil && (level < last || h.Interpreter == "") {
+			return w.arrive(w.at, w.path[bare:]), nil // SSH itself starts a command that needs no agent
 		}
-		if err := step(); err != nil {
+		if level < last && w.anyAgent(h) {
+			continue
+		}
+		if level >= bare {
+			return w.arrive(w.at, w.path[level:]), nil // the agent of the node before does
+		}
+		if h.Interpreter == "" {
+			w.leave()
+			return nil, noInterpreter(h, level)
+		}
+		if err := w.enter(ctx, agentEdge(h), h, level, w.tree.openAgent); err != nil {
 			return nil, err
 		}
-	}
-	if plain {
-		return w.arrive(w.at, end.Become), nil
 	}
 	return w.arrive(w.at, nil), nil
 }
@@ -132,12 +137,16 @@ func connectionEdge(h hop.Hop, run string) (edge, bool) {
 	}
 }
 
-// agentEdge is the edge of the agent of an SSH or become hop.
+// agentEdge is the edge of the agent of an SSH, become or container hop.
 func agentEdge(h hop.Hop) edge {
-	if h.SSH != nil {
+	switch {
+	case h.SSH != nil:
 		return edge{role: sshAgent, interpreter: h.Interpreter}
+	case h.Container != nil:
+		return edge{role: containerAgent, account: h.Account, interpreter: h.Interpreter}
+	default:
+		return edge{role: becomeAgent, account: h.Account, interpreter: h.Interpreter}
 	}
-	return edge{role: becomeAgent, account: h.Account, interpreter: h.Interpreter}
 }
 
 // firstLocked finds the first node of a path. A local hop without an interpreter is served by any agent of the run, also by one that
@@ -164,14 +173,13 @@ func (t *Tree) firstLocked(h hop.Hop, run string) *node {
 	return newest(wanted)
 }
 
-// connection enters the first node of the path.
-func (w *walk) connection(ctx context.Context) error {
-	h := w.path[0]
-	e, _ := connectionEdge(h, w.run.ID)
+// connection enters the first node of an SSH or local hop.
+func (w *walk) connection(ctx context.Context, h hop.Hop, level int) error {
 	if h.Local != nil {
 		return w.enterLocal(ctx, h)
 	}
-	return w.enter(ctx, e, h, 0, w.tree.openConnection)
+	e, _ := connectionEdge(h, w.run.ID)
+	return w.enter(ctx, e, h, level, w.tree.openConnection)
 }
 
 // enter holds the node of edge e below where the walk is, opening it if it is missing, waits until it can be used and steps there.
@@ -250,28 +258,33 @@ func (w *walk) usable(n *node) error {
 	return n.fault(err, fault.Internal, "the connection ended")
 }
 
-// arrive makes the context of the node the walk holds.
-func (w *walk) arrive(n *node, plain *hop.Become) *Context {
-	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, plain: plain, user: use{w.run.ID, w.host}}
+// arrive makes the context of the node the walk holds. rest are the hops for which there is no agent.
+func (w *walk) arrive(n *node, rest hop.Path) *Context {
+	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, rest: rest, user: use{w.run.ID, w.host}}
 	if n.edge.role == sshAgent {
 		c.transport = n.parent.transport
 	}
 	return c
 }
 
-// ready steps to any ready agent of hop h, which has no interpreter.
-func (w *walk) ready(h hop.Hop, level int) error {
+// anyAgent steps to an agent of hop h, which is on the way only and so needs no particular interpreter: the one that is named, if it is
+// there, else any that is ready. It reports whether there is one.
+func (w *walk) anyAgent(h hop.Hop) bool {
 	t := w.tree
 	t.mu.Lock()
+	defer t.mu.Unlock()
+	if w.at.lookup[agentEdge(h)] != nil {
+		return false
+	}
+	h.Interpreter = ""
 	n := newest(match(w.at.lookup, h))
 	if n != nil {
 		w.stepLocked(n, false)
 	}
-	t.mu.Unlock()
-	if n != nil {
-		return nil
-	}
-	w.leave()
+	return n != nil
+}
+
+func noInterpreter(h hop.Hop, level int) error {
 	return &fault.Error{
 		Kind: fault.InterpreterMissing, Hop: level, HopName: h.Name(),
 		Message: "no interpreter is known for an account on the way",
@@ -284,14 +297,44 @@ func (w *walk) anyReady() *node {
 	t := w.tree
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	first := t.firstLocked(w.path[0], w.run.ID)
-	if first == nil || t.closing {
+	if t.closing {
 		return nil
 	}
-	at := []*node{first}
-	for _, h := range w.path {
+	n := newest(t.endsLocked(w.path, w.run.ID))
+	if n == nil {
+		return nil
+	}
+	first := n
+	for up := n.parent; up != nil; up = up.parent {
+		t.useLocked(up, w.rs, w.run, w.host)
+		first = up
+	}
+	w.first = first
+	n.refs++
+	t.useLocked(n, w.rs, w.run, w.host)
+	w.at = n
+	return n
+}
+
+// endsLocked lists the ready agents at the end of a path, whatever the interpreters of its hops.
+func (t *Tree) endsLocked(path hop.Path, run string) []*node {
+	at := []*node{{lookup: t.roots}}
+	for _, h := range path {
+		h.Interpreter = ""
+		if want, ok := connectionEdge(h, run); ok {
+			var connections []*node
+			for _, parent := range at {
+				for e, n := range parent.lookup {
+					want.interpreter = e.interpreter
+					if e == want && n.usable {
+						connections = append(connections, n)
+					}
+				}
+			}
+			at = connections
+		}
 		if h.Local != nil {
-			continue
+			continue // its first node is its agent
 		}
 		var next []*node
 		for _, n := range at {
@@ -299,18 +342,7 @@ func (w *walk) anyReady() *node {
 		}
 		at = next
 	}
-	n := newest(at)
-	if n == nil {
-		return nil
-	}
-	for up := n.parent; up != nil; up = up.parent {
-		t.useLocked(up, w.rs, w.run, w.host)
-	}
-	w.first = first
-	n.refs++
-	t.useLocked(n, w.rs, w.run, w.host)
-	w.at = n
-	return n
+	return at
 }
 
 // match lists the ready agents of hop h.

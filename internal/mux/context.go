@@ -3,6 +3,7 @@ package mux
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
@@ -19,13 +20,13 @@ type Context struct {
 	link      peer      // of node; nil if it is a connection
 	end       hop.Hop
 	level     int
-	plain     *hop.Become // the account has no agent: its commands become by themselves, started by node
-	user      use         // whose request it is
+	rest      hop.Path // hops behind node that have no agent: their tools are put before a command, which node starts
+	user      use      // whose request it is
 	release   sync.Once
 }
 
 // HasAgent reports whether Open and SendBlobs can work.
-func (c *Context) HasAgent() bool { return c.link != nil && c.plain == nil }
+func (c *Context) HasAgent() bool { return c.link != nil && len(c.rest) == 0 }
 
 // CanExec reports whether Exec can work: the path ends at the SSH account itself, or there is no agent.
 func (c *Context) CanExec() bool { return c.transport != nil || !c.HasAgent() }
@@ -63,18 +64,24 @@ func (c *Context) Exec(ctx context.Context, cmd []byte, o ExecOptions) (Process,
 	if err != nil {
 		return nil, c.fault(err, "cannot start the command")
 	}
-	if c.plain == nil {
+	b := c.end.Become
+	if b == nil || len(c.rest) == 0 {
 		return p, nil
 	}
-	become, err := becomeProcess(ctx, p, c.plain)
+	become, err := becomeProcess(ctx, p, b)
 	if err != nil {
 		return nil, c.fault(err, "cannot start the command")
 	}
 	return become, nil
 }
 
-// start runs cmd on the node itself.
+// start runs cmd, behind the tools of the hops that have no agent, on the node itself.
 func (c *Context) start(ctx context.Context, cmd []byte, o ExecOptions) (Process, error) {
+	for _, h := range slices.Backward(c.rest) {
+		if h.Container != nil {
+			cmd = []byte("exec " + enter(h.Container, string(cmd)))
+		}
+	}
 	if c.transport != nil {
 		o.MakeRoom = func() { c.tree.makeRoom(c.node.root) }
 		return c.transport.Exec(ctx, cmd, o)
@@ -83,7 +90,7 @@ func (c *Context) start(ctx context.Context, cmd []byte, o ExecOptions) (Process
 	switch {
 	case o.TTY:
 		terminal = agent.StdioTerminal
-	case c.plain != nil:
+	case len(c.rest) > 0 && c.end.Become != nil:
 		terminal = agent.ControllingTerminal
 	}
 	s, err := c.link.Spawn(ctx, &agent.Spawn{Argv: [][]byte{[]byte("/bin/sh"), []byte("-c"), cmd}, Terminal: terminal})

@@ -5,6 +5,7 @@ package mux
 import (
 	"context"
 	"io"
+	"net"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 )
@@ -14,7 +15,12 @@ type Dialer interface {
 	// Dial connects and authenticates. ctx ends the attempt; the attempt's own timeout and retries are the hop's. Errors are
 	// *fault.Error with a kind that says which step failed.
 	Dial(ctx context.Context, h *hop.SSH, run hop.Run) (Transport, error)
+	// DialThrough is Dial with a way of its own to the server: forward opens the connection.
+	DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, forward Forward) (Transport, error)
 }
+
+// Forward opens a TCP connection from somewhere else.
+type Forward func(ctx context.Context, host string, port int) (net.Conn, error)
 
 // Transport is an open connection to one account of one target, on which processes are started.
 type Transport interface {

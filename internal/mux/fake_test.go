@@ -100,6 +100,11 @@ func (w *world) hold(what string) (letGo func()) {
 	})
 }
 
+// DialThrough implements Dialer.
+func (w *world) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+	return w.Dial(ctx, h, run)
+}
+
 // Dial implements Dialer.
 func (w *world) Dial(ctx context.Context, h *hop.SSH, _ hop.Run) (Transport, error) {
 	if err := w.begin(ctx, h.Host); err != nil {

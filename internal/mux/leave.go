@@ -141,10 +141,17 @@ func (t *Tree) EndRun(run string) {
 }
 
 // Reset makes the connections that a run opened for an inventory name, and the one that path starts with, Draining, and all
-// below them: who uses them may finish, the next request opens them anew.
+// below them: who uses them may finish, the next request opens them anew. Of a path of several hops it is what is at its end, for what
+// leads there belongs to others, too.
 func (t *Tree) Reset(run, host string, path hop.Path) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if len(path) > 1 {
+		for _, n := range t.endsLocked(path, run) {
+			t.drainLocked(n)
+		}
+		return
+	}
 	if len(path) > 0 {
 		if e, ok := connectionEdge(path[0], run); ok {
 			if n := t.roots[e]; n != nil {

@@ -44,10 +44,10 @@ func (m *Memory) Remember(question string, answer []byte) {
 // Memory returns the memory of the target that the context is on.
 func (c *Context) Memory() *Memory { return &c.node.root.memory }
 
-// LoginUID waits until it is known, and returns, which account the path has logged in to before it became another one.
+// LoginUID waits until it is known, and returns, which account the last hop has become another one from.
 func (c *Context) LoginUID(ctx context.Context) (uint32, error) {
 	n := c.node
-	for n.edge.role == becomeAgent {
+	if n.edge.role == becomeAgent {
 		n = n.parent
 	}
 	if n.link == nil {

@@ -16,10 +16,11 @@ import (
 type role uint8
 
 const (
-	sshConnection role = iota + 1 // an account reached by SSH, without an interpreter
-	sshAgent                      // an agent on such a connection
-	becomeAgent                   // an agent of another account, spawned by an agent
-	localAgent                    // the controller's own, attached by a run's process
+	sshConnection  role = iota + 1 // an account reached by SSH, without an interpreter
+	sshAgent                       // an agent on such a connection
+	becomeAgent                    // an agent of another account, spawned by an agent
+	containerAgent                 // an agent in a container, spawned by an agent
+	localAgent                     // the controller's own, attached by a run's process
 )
 
 // edge names a node below its parent: equal edges, one node.
@@ -34,7 +35,7 @@ type edge struct {
 type node struct {
 	id      uint64
 	parent  *node // nil for the first of a path
-	root    *node // the first of its path: the target
+	root    *node // the target: the first of its path, or the last SSH connection on it
 	edge    edge
 	hop     hop.Hop
 	level   int // index of the hop in its path
@@ -52,7 +53,7 @@ type node struct {
 	transport Transport // sshConnection
 	link      peer      // the others
 	hello     agent.Hello
-	gone      func(context.Context) error // becomeAgent: waits for the end of its process
+	gone      func(context.Context) error // becomeAgent, containerAgent: waits for the end of its process
 	slot      bool                        // counts among the target's interpreters
 	slots     slots                       // of a root
 	tokens    [][]byte                    // localAgent: what may attach

@@ -12,6 +12,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 )
 
 const (
@@ -25,7 +26,7 @@ const (
 	slowDial = 50 * time.Millisecond
 )
 
-// openConnection dials the target of an SSH hop.
+// openConnection dials the target of an SSH hop, through the agent before it if there is one.
 func (t *Tree) openConnection(ctx context.Context, n *node) (opened, error) {
 	if err := t.pool.Acquire(ctx, 1); err != nil {
 		return opened{}, context.Cause(ctx)
@@ -34,22 +35,31 @@ func (t *Tree) openConnection(ctx context.Context, n *node) (opened, error) {
 	defer leave()
 	defer time.AfterFunc(slowDial, leave).Stop()
 	t.progress(n, Dialing)
-	transport, err := t.dialer.Dial(ctx, n.hop.SSH, n.opening.run)
+	dial := t.dialer.Dial
+	if n.parent != nil {
+		dial = func(ctx context.Context, h *hop.SSH, run hop.Run) (Transport, error) {
+			return t.dialer.DialThrough(ctx, h, run, n.parent.forward)
+		}
+	}
+	transport, err := dial(ctx, n.hop.SSH, n.opening.run)
 	if err != nil {
 		return opened{}, n.fault(err, fault.Unreachable, "cannot connect")
 	}
 	return opened{transport: transport}, nil
 }
 
-// openAgent starts the agent of an SSH or become hop.
+// openAgent starts the agent of an SSH, become or container hop.
 func (t *Tree) openAgent(ctx context.Context, n *node) (opened, error) {
 	if err := t.takeSlot(ctx, n); err != nil {
 		return opened{}, err
 	}
 	t.progress(n, Dialing)
 	start := t.startByTransport
-	if n.edge.role == becomeAgent {
+	switch n.edge.role {
+	case becomeAgent:
 		start = t.startByBecome
+	case containerAgent:
+		start = t.startInContainer
 	}
 	link, err := start(ctx, n)
 	if err != nil {
@@ -82,8 +92,7 @@ func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) 
 
 // startByTransport starts an agent on an SSH connection. A shell stands between, as in plain Ansible: it leaves its name in "_".
 func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
-	cmd := n.hop.Interpreter + " -c " + quoted(agent.Stage1()) + " " + quoted(n.opening.run.AgentName)
-	cmd = "/bin/sh -c " + quoted(cmd)
+	cmd := "/bin/sh -c " + quoted(n.stage1())
 	proc, err := n.parent.transport.Exec(ctx, []byte(cmd), ExecOptions{Agent: true, MakeRoom: func() { t.makeRoom(n.parent) }})
 	if err != nil {
 		return nil, n.fault(err, fault.Unreachable, "cannot start the interpreter")
@@ -95,6 +104,11 @@ func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
 		return nil, n.fault(explain(err, conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
 	}
 	return link, nil
+}
+
+// stage1 is the command that starts n's agent, for a shell.
+func (n *node) stage1() string {
+	return n.hop.Interpreter + " -c " + quoted(agent.Stage1()) + " " + quoted(n.opening.run.AgentName)
 }
 
 // bootstrap makes a stream on which stage 1 runs, or is about to, into a link, which owns the stream from then on.

@@ -22,6 +22,11 @@ import (
 // shellDialer is a Dialer whose transports run commands as sshd would, on this machine.
 type shellDialer struct{ shell string }
 
+// DialThrough implements Dialer.
+func (d shellDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+	return d.Dial(ctx, h, run)
+}
+
 func (d shellDialer) Dial(context.Context, *hop.SSH, hop.Run) (Transport, error) {
 	return &shellTransport{shell: d.shell, done: make(chan struct{})}, nil
 }

@@ -162,7 +162,9 @@ func (t *Tree) plantLocked(parent *node, e edge, h hop.Hop, level int, o opening
 	n.root = n
 	t.siblingsLocked(parent)[e] = n
 	if parent != nil {
-		n.root = parent.root
+		if e.role != sshConnection {
+			n.root = parent.root
+		}
 		parent.children[n] = true
 		if parent.state == Draining {
 			t.moveLocked(n, Draining)

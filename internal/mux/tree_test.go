@@ -353,11 +353,11 @@ func TestUnsupportedPaths(t *testing.T) {
 		level int
 		hop   string
 	}{
-		"empty":         {nil, 0, ""},
-		"become first":  {hop.Path{becomeHop("root", "py")}, 0, "sudo root"},
-		"ssh after ssh": {hop.Path{sshHop("h1", "py"), sshHop("h2", "py")}, 1, "ssh h2"},
-		"no method":     {hop.Path{{}}, 0, "local"},
-		"no marker":     {hop.Path{sshHop("h1", "py"), noMarker}, 1, "sudo root"},
+		"empty":        {nil, 0, ""},
+		"become first": {hop.Path{becomeHop("root", "py")}, 0, "sudo root"},
+		"local behind": {hop.Path{sshHop("h1", "py"), {Local: &hop.Local{}}}, 1, "local"},
+		"no method":    {hop.Path{{}}, 0, "local"},
+		"no marker":    {hop.Path{sshHop("h1", "py"), noMarker}, 1, "sudo root"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tree, _ := newTree(t, Options{})
@@ -479,6 +479,7 @@ func TestRoomForACommand(t *testing.T) {
 		r.MaxInterp = 9
 		acquire(t, tree, r, "h1", sshHop("h1", "py1"), becomeHop("root", "py1")).Release()
 		time.Sleep(time.Second)
+		acquire(t, tree, r, "h1", sshHop("h1", "py2")).Release()
 		busy := acquire(t, tree, r, "h1", sshHop("h1", "py2"), becomeHop("root", "py2"))
 		w.transports[0].full = true
 		for _, want := range []string{"[ssh h1=ready ssh h1=ready sudo root=ready]", "[ssh h1=ready ssh h1=ready sudo root=ready]"} {

@@ -66,6 +66,11 @@ type farDialer struct {
 	script func(*agenttest.Fake)
 }
 
+// DialThrough implements Dialer.
+func (d farDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+	return d.Dial(ctx, h, run)
+}
+
 func (d farDialer) Dial(context.Context, *hop.SSH, hop.Run) (Transport, error) {
 	return &farTransport{farDialer: d, fakeTransport: fakeTransport{world: newWorld(), done: make(chan struct{})}}, nil
 }

@@ -86,6 +86,8 @@ func (k *keyMaker) toPath(p *muxv1.Path, run string) (hop.Path, error) {
 			out.Local = &hop.Local{Run: run}
 		case *muxv1.Hop_Become:
 			out.Become, err = toBecome(method.Become)
+		case *muxv1.Hop_Container:
+			out.Container, err = toContainer(method.Container)
 		default:
 			err = invalid("no method, or one that this daemon does not know")
 		}
@@ -173,6 +175,19 @@ func toBecome(h *muxv1.BecomeHop) (*hop.Become, error) {
 		MissingPassword: h.GetMissingPassword(),
 		TimeoutSeconds:  h.GetTimeoutSeconds(),
 	}, nil
+}
+
+func toContainer(h *muxv1.ContainerHop) (*hop.Container, error) {
+	if h.GetMethod() == "" || len(h.GetArgv()) == 0 {
+		return nil, invalid("no tool to enter a container with")
+	}
+	if err := short(h.GetMethod(), h.GetName(), h.GetUser()); err != nil {
+		return nil, err
+	}
+	if err := words(h.GetArgv()); err != nil {
+		return nil, err
+	}
+	return &hop.Container{Method: h.GetMethod(), Name: h.GetName(), User: h.GetUser(), Argv: h.GetArgv()}, nil
 }
 
 // toSteps converts and checks a request's steps.

@@ -375,7 +375,7 @@ func (r *request) folder(ctx context.Context, i uint32, of asked, f *folderStep)
 	return &muxv1.StepResult{Step: i, Spans: &muxv1.Spans{Wire: micros(time.Since(started))}}, nil
 }
 
-// owner returns whose a file shall be: the login account's, if that is asked for and not who writes anyway.
+// owner returns whose a file shall be: the account's before the last hop, if that is asked for and not who writes anyway.
 func (r *request) owner(ctx context.Context, asLogin bool) (uint32, error) {
 	if !asLogin || len(r.path) == 1 {
 		return 0, nil

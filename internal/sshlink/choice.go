@@ -28,6 +28,8 @@ type choice struct {
 	place *place
 	cfg   *config // nil: the program is not one to ask
 	why   string  // for the user's ssh; empty: the built-in client
+
+	forward mux.Forward // nil: the connection is made from here
 }
 
 // make finds out what is to be done, and by whom.
@@ -50,6 +52,9 @@ func (c *choice) make(ctx context.Context) error {
 			c.why = c.foreign()
 		}
 	}
+	if c.why != "" && c.forward != nil {
+		return unsupported("Behind another host ("+c.why+")", "Only the daemon's own SSH client can go through other contexts: ProxyJump may do instead of mitogen_via.")
+	}
 	if c.why != "" && c.hop.Transport == native {
 		f := unsupported("Here ("+c.why+")", "")
 		f.Hint = "Unset mitogen_ssh_transport: the user's ssh then connects."
@@ -66,7 +71,7 @@ func (c *choice) foreign() string {
 	if c.cfg.RevokedHostKeys != "" && isKRL(c.place.path(c.cfg, c.cfg.RevokedHostKeys)) {
 		return "RevokedHostKeys is a key revocation list"
 	}
-	if c.cfg.ControlPath != "" && answers(c.cfg.ControlPath) {
+	if c.cfg.ControlPath != "" && c.forward == nil && answers(c.cfg.ControlPath) {
 		return "the control connection " + c.cfg.ControlPath + " is open"
 	}
 	return ""
@@ -87,19 +92,20 @@ func (c *choice) connect(ctx context.Context) (mux.Transport, error) {
 	if c.why != "" {
 		return c.outside(ctx, c.hop, c.why)
 	}
-	if why := c.d.memory.recall(c.hop); why != "" && c.hop.Transport != native {
+	alone := c.hop.Transport == native || c.forward != nil
+	if why := c.d.memory.recall(c.hop); why != "" && !alone {
 		t, err := c.outside(ctx, c.hop, why)
 		if err != nil {
 			c.d.memory.note(c.hop, "")
 		}
 		return t, err
 	}
-	t, err := c.d.connect(ctx, c.cfg, c.place, c.hop, nil)
+	t, err := c.d.connect(ctx, c.cfg, c.place, c.hop, c.forward)
 	if err == nil {
 		return t, nil
 	}
 	why, passwordRefused := left(err)
-	if why == "" || c.hop.Transport == native || ctx.Err() != nil {
+	if why == "" || alone || ctx.Err() != nil {
 		return nil, err
 	}
 	h := c.hop

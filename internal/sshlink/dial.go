@@ -15,6 +15,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 )
 
 // authGrace is how long authentication may take once the host key is accepted: PAM may be slow, and sshd's own limit
@@ -30,8 +31,8 @@ type attempt struct {
 	stage atomic.Int32
 }
 
-// connect makes one attempt; via is the connection to go through, nil for none of ours.
-func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, via *transport) (*transport, error) {
+// connect makes one attempt; via opens the connection to the server, nil: the configuration says how.
+func (d *Dialer) connect(ctx context.Context, c *config, p *place, h *hop.SSH, via mux.Forward) (*transport, error) {
 	a := &attempt{d: d, cfg: c, place: p, hop: h}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -87,10 +88,10 @@ func newLimit(d time.Duration, f func()) *time.Timer {
 }
 
 // open gets a byte stream to the server.
-func (a *attempt) open(ctx context.Context, via *transport) (net.Conn, error) {
+func (a *attempt) open(ctx context.Context, via mux.Forward) (net.Conn, error) {
 	switch c := a.cfg; {
 	case via != nil:
-		return via.forward(ctx, c.HostName, c.Port)
+		return via(ctx, c.HostName, c.Port)
 	case c.ProxyJump != "":
 		return a.jump(ctx)
 	case c.ProxyCommand != "":

@@ -58,11 +58,16 @@ const maxPause = 30 * time.Second
 // Dial implements mux.Dialer. What the built-in client cannot do is left to the user's ssh. Failures to reach the host are tried
 // again as reconnection_retries says; a host that was reached and refuses is not asked twice.
 func (d *Dialer) Dial(ctx context.Context, h *hop.SSH, run hop.Run) (mux.Transport, error) {
+	return d.DialThrough(ctx, h, run, nil)
+}
+
+// DialThrough implements mux.Dialer. There the built-in client is the only one, and the configuration's own proxies are not asked.
+func (d *Dialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, forward mux.Forward) (mux.Transport, error) {
 	p, err := newPlace(run)
 	if err != nil {
 		return nil, err
 	}
-	c := &choice{d: d, hop: h, place: p}
+	c := &choice{d: d, hop: h, place: p, forward: forward}
 	if err := c.make(ctx); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 )
 
 // jump connects through the hosts of ProxyJump, whose connections are shared. As with ssh, each is configured by the configuration
@@ -29,9 +30,9 @@ func (a *attempt) jump(ctx context.Context) (net.Conn, error) {
 		way = append(way, spec)
 		below := last
 		next, err := a.d.jumps.acquire(ctx, strings.Join(way, "\x01"), func(ctx context.Context) (*transport, error) {
-			var via *transport
+			var via mux.Forward
 			if below != nil {
-				via = below.transport
+				via = below.transport.forward
 			}
 			t, err := a.jumpHost(ctx, spec, via)
 			if err == nil && below != nil {
@@ -71,7 +72,7 @@ func (a *attempt) atJump(spec string, err error) error {
 }
 
 // jumpHost opens the connection to one jump host: [user@]host[:port], or an ssh:// URI.
-func (a *attempt) jumpHost(ctx context.Context, spec string, via *transport) (*transport, error) {
+func (a *attempt) jumpHost(ctx context.Context, spec string, via mux.Forward) (*transport, error) {
 	var args []string
 	if a.cfg.ConfigFile != "" {
 		args = append(args, "-F", a.cfg.ConfigFile)

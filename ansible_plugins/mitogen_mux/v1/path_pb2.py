@@ -15,7 +15,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mitogen_mux/v1/path.proto\x12\x0emitogen_mux.v1\x1a google/protobuf/descriptor.proto\" \n\x06Secret\x12\x16\n\x05value\x18\x01 \x01(\x0c\x42\x07\x80\x01\x01\x88\xb5\x18\x01\")\n\x04Path\x12!\n\x04hops\x18\x01 \x03(\x0b\x32\x13.mitogen_mux.v1.Hop\"\xbb\x01\n\x03Hop\x12+\n\x03ssh\x18\x01 \x01(\x0b\x32\x16.mitogen_mux.v1.SshHopB\x04\x88\xb5\x18\x01H\x00\x12/\n\x05local\x18\x02 \x01(\x0b\x32\x18.mitogen_mux.v1.LocalHopB\x04\x88\xb5\x18\x01H\x00\x12\x31\n\x06\x62\x65\x63ome\x18\x03 \x01(\x0b\x32\x19.mitogen_mux.v1.BecomeHopB\x04\x88\xb5\x18\x01H\x00\x12\x19\n\x0binterpreter\x18\x0f \x01(\tB\x04\x88\xb5\x18\x01\x42\x08\n\x06method\"\xab\x04\n\x06SshHop\x12\x12\n\x04host\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04port\x18\x02 \x01(\rB\x04\x88\xb5\x18\x01\x12\x12\n\x04user\x18\x03 \x01(\tB\x04\x88\xb5\x18\x01\x12.\n\x08password\x18\x04 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12\x1e\n\x10private_key_file\x18\x05 \x01(\tB\x04\x88\xb5\x18\x01\x12\x31\n\x0bprivate_key\x18\x06 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12<\n\x16private_key_passphrase\x18\x07 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12\x1f\n\x11host_key_checking\x18\x08 \x01(\x08\x42\x04\x88\xb5\x18\x01\x12\x12\n\x04\x61rgs\x18\t \x03(\tB\x04\x88\xb5\x18\x01\x12\x1c\n\x0essh_executable\x18\n \x01(\tB\x04\x88\xb5\x18\x01\x12\x1d\n\x0fpkcs11_provider\x18\x0b \x01(\tB\x04\x88\xb5\x18\x01\x12\x1a\n\x0c\x63ontrol_path\x18\x0c \x01(\tB\x04\x88\xb5\x18\x01\x12\x17\n\x0ftimeout_seconds\x18\r \x01(\r\x12\x1c\n\x14reconnection_retries\x18\x0e \x01(\r\x12\x11\n\tverbosity\x18\x0f \x01(\r\x12\x1a\n\x12password_mechanism\x18\x10 \x01(\t\x12\x17\n\tlate_args\x18\x11 \x03(\tB\x04\x88\xb5\x18\x01\x12\x17\n\ttransport\x18\x12 \x01(\tB\x04\x88\xb5\x18\x01\"\n\n\x08LocalHop\"\xa0\x02\n\tBecomeHop\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04user\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01\x12\x11\n\x03\x65xe\x18\x03 \x01(\tB\x04\x88\xb5\x18\x01\x12\x13\n\x05\x66lags\x18\x04 \x01(\tB\x04\x88\xb5\x18\x01\x12.\n\x08password\x18\x05 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12\x0c\n\x04\x61rgv\x18\x06 \x03(\x0c\x12\x0e\n\x06prompt\x18\x07 \x01(\x0c\x12\x17\n\x0fprompt_patterns\x18\x08 \x03(\t\x12\x0f\n\x07success\x18\t \x01(\x0c\x12\x16\n\x0ewrong_password\x18\n \x03(\x0c\x12\x18\n\x10missing_password\x18\x0b \x03(\x0c\x12\x17\n\x0ftimeout_seconds\x18\x0c \x01(\r:1\n\x08identity\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x08\x42?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mitogen_mux/v1/path.proto\x12\x0emitogen_mux.v1\x1a google/protobuf/descriptor.proto\" \n\x06Secret\x12\x16\n\x05value\x18\x01 \x01(\x0c\x42\x07\x80\x01\x01\x88\xb5\x18\x01\")\n\x04Path\x12!\n\x04hops\x18\x01 \x03(\x0b\x32\x13.mitogen_mux.v1.Hop\"\xf4\x01\n\x03Hop\x12+\n\x03ssh\x18\x01 \x01(\x0b\x32\x16.mitogen_mux.v1.SshHopB\x04\x88\xb5\x18\x01H\x00\x12/\n\x05local\x18\x02 \x01(\x0b\x32\x18.mitogen_mux.v1.LocalHopB\x04\x88\xb5\x18\x01H\x00\x12\x31\n\x06\x62\x65\x63ome\x18\x03 \x01(\x0b\x32\x19.mitogen_mux.v1.BecomeHopB\x04\x88\xb5\x18\x01H\x00\x12\x37\n\tcontainer\x18\x04 \x01(\x0b\x32\x1c.mitogen_mux.v1.ContainerHopB\x04\x88\xb5\x18\x01H\x00\x12\x19\n\x0binterpreter\x18\x0f \x01(\tB\x04\x88\xb5\x18\x01\x42\x08\n\x06method\"\xab\x04\n\x06SshHop\x12\x12\n\x04host\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04port\x18\x02 \x01(\rB\x04\x88\xb5\x18\x01\x12\x12\n\x04user\x18\x03 \x01(\tB\x04\x88\xb5\x18\x01\x12.\n\x08password\x18\x04 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12\x1e\n\x10private_key_file\x18\x05 \x01(\tB\x04\x88\xb5\x18\x01\x12\x31\n\x0bprivate_key\x18\x06 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12<\n\x16private_key_passphrase\x18\x07 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12\x1f\n\x11host_key_checking\x18\x08 \x01(\x08\x42\x04\x88\xb5\x18\x01\x12\x12\n\x04\x61rgs\x18\t \x03(\tB\x04\x88\xb5\x18\x01\x12\x1c\n\x0essh_executable\x18\n \x01(\tB\x04\x88\xb5\x18\x01\x12\x1d\n\x0fpkcs11_provider\x18\x0b \x01(\tB\x04\x88\xb5\x18\x01\x12\x1a\n\x0c\x63ontrol_path\x18\x0c \x01(\tB\x04\x88\xb5\x18\x01\x12\x17\n\x0ftimeout_seconds\x18\r \x01(\r\x12\x1c\n\x14reconnection_retries\x18\x0e \x01(\r\x12\x11\n\tverbosity\x18\x0f \x01(\r\x12\x1a\n\x12password_mechanism\x18\x10 \x01(\t\x12\x17\n\tlate_args\x18\x11 \x03(\tB\x04\x88\xb5\x18\x01\x12\x17\n\ttransport\x18\x12 \x01(\tB\x04\x88\xb5\x18\x01\"\n\n\x08LocalHop\"\xa0\x02\n\tBecomeHop\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04user\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01\x12\x11\n\x03\x65xe\x18\x03 \x01(\tB\x04\x88\xb5\x18\x01\x12\x13\n\x05\x66lags\x18\x04 \x01(\tB\x04\x88\xb5\x18\x01\x12.\n\x08password\x18\x05 \x01(\x0b\x32\x16.mitogen_mux.v1.SecretB\x04\x88\xb5\x18\x01\x12\x0c\n\x04\x61rgv\x18\x06 \x03(\x0c\x12\x0e\n\x06prompt\x18\x07 \x01(\x0c\x12\x17\n\x0fprompt_patterns\x18\x08 \x03(\t\x12\x0f\n\x07success\x18\t \x01(\x0c\x12\x16\n\x0ewrong_password\x18\n \x03(\x0c\x12\x18\n\x10missing_password\x18\x0b \x03(\x0c\x12\x17\n\x0ftimeout_seconds\x18\x0c \x01(\r\"`\n\x0c\x43ontainerHop\x12\x14\n\x06method\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04name\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04user\x18\x03 \x01(\tB\x04\x88\xb5\x18\x01\x12\x12\n\x04\x61rgv\x18\x04 \x03(\x0c\x42\x04\x88\xb5\x18\x01:1\n\x08identity\x12\x1d.google.protobuf.FieldOptions\x18\xd1\x86\x03 \x01(\x08\x42?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -31,6 +31,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOP'].fields_by_name['local']._serialized_options = b'\210\265\030\001'
   _globals['_HOP'].fields_by_name['become']._loaded_options = None
   _globals['_HOP'].fields_by_name['become']._serialized_options = b'\210\265\030\001'
+  _globals['_HOP'].fields_by_name['container']._loaded_options = None
+  _globals['_HOP'].fields_by_name['container']._serialized_options = b'\210\265\030\001'
   _globals['_HOP'].fields_by_name['interpreter']._loaded_options = None
   _globals['_HOP'].fields_by_name['interpreter']._serialized_options = b'\210\265\030\001'
   _globals['_SSHHOP'].fields_by_name['host']._loaded_options = None
@@ -71,16 +73,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BECOMEHOP'].fields_by_name['flags']._serialized_options = b'\210\265\030\001'
   _globals['_BECOMEHOP'].fields_by_name['password']._loaded_options = None
   _globals['_BECOMEHOP'].fields_by_name['password']._serialized_options = b'\210\265\030\001'
+  _globals['_CONTAINERHOP'].fields_by_name['method']._loaded_options = None
+  _globals['_CONTAINERHOP'].fields_by_name['method']._serialized_options = b'\210\265\030\001'
+  _globals['_CONTAINERHOP'].fields_by_name['name']._loaded_options = None
+  _globals['_CONTAINERHOP'].fields_by_name['name']._serialized_options = b'\210\265\030\001'
+  _globals['_CONTAINERHOP'].fields_by_name['user']._loaded_options = None
+  _globals['_CONTAINERHOP'].fields_by_name['user']._serialized_options = b'\210\265\030\001'
+  _globals['_CONTAINERHOP'].fields_by_name['argv']._loaded_options = None
+  _globals['_CONTAINERHOP'].fields_by_name['argv']._serialized_options = b'\210\265\030\001'
   _globals['_SECRET']._serialized_start=79
   _globals['_SECRET']._serialized_end=111
   _globals['_PATH']._serialized_start=113
   _globals['_PATH']._serialized_end=154
   _globals['_HOP']._serialized_start=157
-  _globals['_HOP']._serialized_end=344
-  _globals['_SSHHOP']._serialized_start=347
-  _globals['_SSHHOP']._serialized_end=902
-  _globals['_LOCALHOP']._serialized_start=904
-  _globals['_LOCALHOP']._serialized_end=914
-  _globals['_BECOMEHOP']._serialized_start=917
-  _globals['_BECOMEHOP']._serialized_end=1205
+  _globals['_HOP']._serialized_end=401
+  _globals['_SSHHOP']._serialized_start=404
+  _globals['_SSHHOP']._serialized_end=959
+  _globals['_LOCALHOP']._serialized_start=961
+  _globals['_LOCALHOP']._serialized_end=971
+  _globals['_BECOMEHOP']._serialized_start=974
+  _globals['_BECOMEHOP']._serialized_end=1262
+  _globals['_CONTAINERHOP']._serialized_start=1264
+  _globals['_CONTAINERHOP']._serialized_end=1360
 # @@protoc_insertion_point(module_scope)

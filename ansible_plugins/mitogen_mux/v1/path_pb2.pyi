@@ -21,16 +21,18 @@ class Path(_message.Message):
     def __init__(self, hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
 
 class Hop(_message.Message):
-    __slots__ = ("ssh", "local", "become", "interpreter")
+    __slots__ = ("ssh", "local", "become", "container", "interpreter")
     SSH_FIELD_NUMBER: _ClassVar[int]
     LOCAL_FIELD_NUMBER: _ClassVar[int]
     BECOME_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_FIELD_NUMBER: _ClassVar[int]
     INTERPRETER_FIELD_NUMBER: _ClassVar[int]
     ssh: SshHop
     local: LocalHop
     become: BecomeHop
+    container: ContainerHop
     interpreter: str
-    def __init__(self, ssh: _Optional[_Union[SshHop, _Mapping]] = ..., local: _Optional[_Union[LocalHop, _Mapping]] = ..., become: _Optional[_Union[BecomeHop, _Mapping]] = ..., interpreter: _Optional[str] = ...) -> None: ...
+    def __init__(self, ssh: _Optional[_Union[SshHop, _Mapping]] = ..., local: _Optional[_Union[LocalHop, _Mapping]] = ..., become: _Optional[_Union[BecomeHop, _Mapping]] = ..., container: _Optional[_Union[ContainerHop, _Mapping]] = ..., interpreter: _Optional[str] = ...) -> None: ...
 
 class SshHop(_message.Message):
     __slots__ = ("host", "port", "user", "password", "private_key_file", "private_key", "private_key_passphrase", "host_key_checking", "args", "ssh_executable", "pkcs11_provider", "control_path", "timeout_seconds", "reconnection_retries", "verbosity", "password_mechanism", "late_args", "transport")
@@ -103,3 +105,15 @@ class BecomeHop(_message.Message):
     missing_password: _containers.RepeatedScalarFieldContainer[bytes]
     timeout_seconds: int
     def __init__(self, method: _Optional[str] = ..., user: _Optional[str] = ..., exe: _Optional[str] = ..., flags: _Optional[str] = ..., password: _Optional[_Union[Secret, _Mapping]] = ..., argv: _Optional[_Iterable[bytes]] = ..., prompt: _Optional[bytes] = ..., prompt_patterns: _Optional[_Iterable[str]] = ..., success: _Optional[bytes] = ..., wrong_password: _Optional[_Iterable[bytes]] = ..., missing_password: _Optional[_Iterable[bytes]] = ..., timeout_seconds: _Optional[int] = ...) -> None: ...
+
+class ContainerHop(_message.Message):
+    __slots__ = ("method", "name", "user", "argv")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
+    ARGV_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    name: str
+    user: str
+    argv: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, method: _Optional[str] = ..., name: _Optional[str] = ..., user: _Optional[str] = ..., argv: _Optional[_Iterable[bytes]] = ...) -> None: ...

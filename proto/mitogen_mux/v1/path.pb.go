@@ -69,8 +69,7 @@ func (x *Secret) GetValue() []byte {
 	return nil
 }
 
-// Path is the list of hops from the controller to a context, outermost first: [ssh | local] and then become hops, and later
-// hops through other contexts; any length.
+// Path is the list of hops from the controller to a context, outermost first: ssh or local, and then any others; any length.
 type Path struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hops          []*Hop                 `protobuf:"bytes,1,rep,name=hops,proto3" json:"hops,omitempty"`
@@ -123,6 +122,7 @@ type Hop struct {
 	//	*Hop_Ssh
 	//	*Hop_Local
 	//	*Hop_Become
+	//	*Hop_Container
 	Method isHop_Method `protobuf_oneof:"method"`
 	// The Python of this account as shell words ("/usr/bin/python3"), quoted by the plugin as the running core would. Empty:
 	// any agent that is ready on this account, and if there is none, no agent: a plain command only.
@@ -195,6 +195,15 @@ func (x *Hop) GetBecome() *BecomeHop {
 	return nil
 }
 
+func (x *Hop) GetContainer() *ContainerHop {
+	if x != nil {
+		if x, ok := x.Method.(*Hop_Container); ok {
+			return x.Container
+		}
+	}
+	return nil
+}
+
 func (x *Hop) GetInterpreter() string {
 	if x != nil {
 		return x.Interpreter
@@ -218,13 +227,21 @@ type Hop_Become struct {
 	Become *BecomeHop `protobuf:"bytes,3,opt,name=become,proto3,oneof"`
 }
 
+type Hop_Container struct {
+	Container *ContainerHop `protobuf:"bytes,4,opt,name=container,proto3,oneof"`
+}
+
 func (*Hop_Ssh) isHop_Method() {}
 
 func (*Hop_Local) isHop_Method() {}
 
 func (*Hop_Become) isHop_Method() {}
 
-// SshHop is an account reached by SSH. Option names are those of ansible.builtin.ssh.
+func (*Hop_Container) isHop_Method() {}
+
+// SshHop is an account reached by SSH, from the controller or, if it is not the first hop, from the account of the hop before: then the
+// connection is forwarded through that one, and keys, known_hosts and ssh_config are still the controller's. Option names are those of
+// ansible.builtin.ssh.
 type SshHop struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	Host                 string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -582,6 +599,77 @@ func (x *BecomeHop) GetTimeoutSeconds() uint32 {
 	return 0
 }
 
+// ContainerHop is another root of the machine of the hop before (a container, a jail, a folder), entered with a tool that runs a command
+// there.
+type ContainerHop struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Method string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"` // docker, podman, chroot …
+	Name   string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	User   string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"` // empty: whom the tool chooses
+	// What the account of the hop before executes: the tool and its arguments, to which the words of the command are added.
+	Argv          [][]byte `protobuf:"bytes,4,rep,name=argv,proto3" json:"argv,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContainerHop) Reset() {
+	*x = ContainerHop{}
+	mi := &file_mitogen_mux_v1_path_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContainerHop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContainerHop) ProtoMessage() {}
+
+func (x *ContainerHop) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_path_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContainerHop.ProtoReflect.Descriptor instead.
+func (*ContainerHop) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_path_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ContainerHop) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ContainerHop) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ContainerHop) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ContainerHop) GetArgv() [][]byte {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
 var file_mitogen_mux_v1_path_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
@@ -610,11 +698,12 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\x06Secret\x12\x1d\n" +
 	"\x05value\x18\x01 \x01(\fB\a\x88\xb5\x18\x01\x80\x01\x01R\x05value\"/\n" +
 	"\x04Path\x12'\n" +
-	"\x04hops\x18\x01 \x03(\v2\x13.mitogen_mux.v1.HopR\x04hops\"\xdc\x01\n" +
+	"\x04hops\x18\x01 \x03(\v2\x13.mitogen_mux.v1.HopR\x04hops\"\xa0\x02\n" +
 	"\x03Hop\x120\n" +
 	"\x03ssh\x18\x01 \x01(\v2\x16.mitogen_mux.v1.SshHopB\x04\x88\xb5\x18\x01H\x00R\x03ssh\x126\n" +
 	"\x05local\x18\x02 \x01(\v2\x18.mitogen_mux.v1.LocalHopB\x04\x88\xb5\x18\x01H\x00R\x05local\x129\n" +
-	"\x06become\x18\x03 \x01(\v2\x19.mitogen_mux.v1.BecomeHopB\x04\x88\xb5\x18\x01H\x00R\x06become\x12&\n" +
+	"\x06become\x18\x03 \x01(\v2\x19.mitogen_mux.v1.BecomeHopB\x04\x88\xb5\x18\x01H\x00R\x06become\x12B\n" +
+	"\tcontainer\x18\x04 \x01(\v2\x1c.mitogen_mux.v1.ContainerHopB\x04\x88\xb5\x18\x01H\x00R\tcontainer\x12&\n" +
 	"\vinterpreter\x18\x0f \x01(\tB\x04\x88\xb5\x18\x01R\vinterpreterB\b\n" +
 	"\x06method\"\x94\x06\n" +
 	"\x06SshHop\x12\x18\n" +
@@ -653,7 +742,12 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\x0ewrong_password\x18\n" +
 	" \x03(\fR\rwrongPassword\x12)\n" +
 	"\x10missing_password\x18\v \x03(\fR\x0fmissingPassword\x12'\n" +
-	"\x0ftimeout_seconds\x18\f \x01(\rR\x0etimeoutSeconds:;\n" +
+	"\x0ftimeout_seconds\x18\f \x01(\rR\x0etimeoutSeconds\"z\n" +
+	"\fContainerHop\x12\x1c\n" +
+	"\x06method\x18\x01 \x01(\tB\x04\x88\xb5\x18\x01R\x06method\x12\x18\n" +
+	"\x04name\x18\x02 \x01(\tB\x04\x88\xb5\x18\x01R\x04name\x12\x18\n" +
+	"\x04user\x18\x03 \x01(\tB\x04\x88\xb5\x18\x01R\x04user\x12\x18\n" +
+	"\x04argv\x18\x04 \x03(\fB\x04\x88\xb5\x18\x01R\x04argv:;\n" +
 	"\bidentity\x12\x1d.google.protobuf.FieldOptions\x18ц\x03 \x01(\bR\bidentityB?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3"
 
 var (
@@ -668,7 +762,7 @@ func file_mitogen_mux_v1_path_proto_rawDescGZIP() []byte {
 	return file_mitogen_mux_v1_path_proto_rawDescData
 }
 
-var file_mitogen_mux_v1_path_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_mitogen_mux_v1_path_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_mitogen_mux_v1_path_proto_goTypes = []any{
 	(*Secret)(nil),                    // 0: mitogen_mux.v1.Secret
 	(*Path)(nil),                      // 1: mitogen_mux.v1.Path
@@ -676,23 +770,25 @@ var file_mitogen_mux_v1_path_proto_goTypes = []any{
 	(*SshHop)(nil),                    // 3: mitogen_mux.v1.SshHop
 	(*LocalHop)(nil),                  // 4: mitogen_mux.v1.LocalHop
 	(*BecomeHop)(nil),                 // 5: mitogen_mux.v1.BecomeHop
-	(*descriptorpb.FieldOptions)(nil), // 6: google.protobuf.FieldOptions
+	(*ContainerHop)(nil),              // 6: mitogen_mux.v1.ContainerHop
+	(*descriptorpb.FieldOptions)(nil), // 7: google.protobuf.FieldOptions
 }
 var file_mitogen_mux_v1_path_proto_depIdxs = []int32{
-	2, // 0: mitogen_mux.v1.Path.hops:type_name -> mitogen_mux.v1.Hop
-	3, // 1: mitogen_mux.v1.Hop.ssh:type_name -> mitogen_mux.v1.SshHop
-	4, // 2: mitogen_mux.v1.Hop.local:type_name -> mitogen_mux.v1.LocalHop
-	5, // 3: mitogen_mux.v1.Hop.become:type_name -> mitogen_mux.v1.BecomeHop
-	0, // 4: mitogen_mux.v1.SshHop.password:type_name -> mitogen_mux.v1.Secret
-	0, // 5: mitogen_mux.v1.SshHop.private_key:type_name -> mitogen_mux.v1.Secret
-	0, // 6: mitogen_mux.v1.SshHop.private_key_passphrase:type_name -> mitogen_mux.v1.Secret
-	0, // 7: mitogen_mux.v1.BecomeHop.password:type_name -> mitogen_mux.v1.Secret
-	6, // 8: mitogen_mux.v1.identity:extendee -> google.protobuf.FieldOptions
-	9, // [9:9] is the sub-list for method output_type
-	9, // [9:9] is the sub-list for method input_type
-	9, // [9:9] is the sub-list for extension type_name
-	8, // [8:9] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: mitogen_mux.v1.Path.hops:type_name -> mitogen_mux.v1.Hop
+	3,  // 1: mitogen_mux.v1.Hop.ssh:type_name -> mitogen_mux.v1.SshHop
+	4,  // 2: mitogen_mux.v1.Hop.local:type_name -> mitogen_mux.v1.LocalHop
+	5,  // 3: mitogen_mux.v1.Hop.become:type_name -> mitogen_mux.v1.BecomeHop
+	6,  // 4: mitogen_mux.v1.Hop.container:type_name -> mitogen_mux.v1.ContainerHop
+	0,  // 5: mitogen_mux.v1.SshHop.password:type_name -> mitogen_mux.v1.Secret
+	0,  // 6: mitogen_mux.v1.SshHop.private_key:type_name -> mitogen_mux.v1.Secret
+	0,  // 7: mitogen_mux.v1.SshHop.private_key_passphrase:type_name -> mitogen_mux.v1.Secret
+	0,  // 8: mitogen_mux.v1.BecomeHop.password:type_name -> mitogen_mux.v1.Secret
+	7,  // 9: mitogen_mux.v1.identity:extendee -> google.protobuf.FieldOptions
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	9,  // [9:10] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_mitogen_mux_v1_path_proto_init() }
@@ -704,6 +800,7 @@ func file_mitogen_mux_v1_path_proto_init() {
 		(*Hop_Ssh)(nil),
 		(*Hop_Local)(nil),
 		(*Hop_Become)(nil),
+		(*Hop_Container)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -711,7 +808,7 @@ func file_mitogen_mux_v1_path_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_path_proto_rawDesc), len(file_mitogen_mux_v1_path_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

@@ -1,0 +1,61 @@
+package mux
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+)
+
+// forward opens a TCP connection from n's account: a process of its agent passes the bytes on. It is a Forward.
+func (n *node) forward(ctx context.Context, host string, port int) (net.Conn, error) {
+	hello, err := n.link.Hello(ctx)
+	if err != nil {
+		return nil, err
+	}
+	argv := [][]byte{[]byte(hello.Executable), []byte("-c"), []byte(agent.Relay()), []byte(host), []byte(strconv.Itoa(port))}
+	stream, err := n.link.Spawn(ctx, &agent.Spawn{Argv: argv, Terminal: agent.NoTerminal})
+	if err != nil {
+		return nil, err
+	}
+	conn := &forwarded{stream.Conn()}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer stop()
+	var connected [1]byte
+	if _, err := io.ReadFull(conn, connected[:]); err != nil {
+		tail := conn.words()
+		_ = conn.Close()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, &fault.Error{
+			Kind: fault.Unreachable, Message: "ssh: connect to host " + host + " port " + strconv.Itoa(port) + " from " + n.name() + " failed",
+			Stderr: tail, Hint: "check the address and the port as seen from there",
+		}
+	}
+	return conn, nil
+}
+
+// forwarded is a connection that an agent's account has made. It needs no deadlines, as those who wait on it close it.
+type forwarded struct{ agent.Conn }
+
+// words is what the far side had to say besides.
+func (f *forwarded) words() string {
+	if t, ok := f.Conn.(interface{ Tail() []byte }); ok {
+		return fault.Clean(t.Tail())
+	}
+	return ""
+}
+
+// LocalAddr and RemoteAddr implement net.Conn: the far side alone knows them.
+func (*forwarded) LocalAddr() net.Addr  { return &net.TCPAddr{} }
+func (*forwarded) RemoteAddr() net.Addr { return &net.TCPAddr{} }
+
+func (*forwarded) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
+func (*forwarded) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
+func (*forwarded) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
