@@ -61,7 +61,7 @@ def _make_tmp_path(original: t.Callable[..., str], ours: Ours) -> t.Callable[...
             self._remove_tmp_path(shell.tmpdir)
             raise AnsibleConnectionFailure(f'Failed to create temporary directory. {message}')
 
-        self._connection.mux_plan(errands.Folder(path, foreign, _is_core(self, _PASSING), explain))
+        self._connection.mux_plan(errands.Folder(path, foreign, _is_core(self, _PASSING), explain, self._connection.mux_depth()))
         self._cleanup_remote_tmp = True
         shell.tmpdir = path
         return path

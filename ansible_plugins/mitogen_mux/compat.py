@@ -284,6 +284,23 @@ def _run_since_2_21(job: dict[str, t.Any], _task: t.Any) -> None:
                 final_q.send_task_result(Host(name=host.name), surrogate, utr)
 
 
+def show_variables(ours: t.Any) -> None:
+    """Lets connections of ours see the variables of the hosts: up to 2.20 the core shows a plugin only what its options name."""
+    from ansible.executor.task_executor import TaskExecutor
+    from ansible.plugins.connection import ConnectionBase
+
+    if hasattr(ConnectionBase, '_resolve_option_variables'):
+        return
+    original = TaskExecutor._set_connection_options
+
+    def set_connection_options(self: t.Any, variables: t.Any, templar: t.Any) -> t.Any:
+        if isinstance(self._connection, ours):
+            self._connection.mux_learn(variables)
+        return original(self, variables, templar)
+
+    TaskExecutor._set_connection_options = set_connection_options
+
+
 def missing_seams() -> str:
     """What this core lacks of what the seams stand on; empty if they fit. A core newer than those that are known may have moved it."""
     from ansible.plugins import action, loader

@@ -13,9 +13,10 @@ import tempfile
 import typing as t
 
 from ansible import constants as C
+from ansible.errors import AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes
 
-from . import compat, errors, payload
+from . import compat, payload
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -88,6 +89,8 @@ class Folder:
     """What is put there is for the action's next module alone."""
     explain: t.Callable[[str], t.NoReturn]
     """Raises what the plain way would where the folder cannot be made."""
+    depth: int = 1
+    """How many hops lead to the connection's account."""
     at: path_pb2.Path | None = None
     """The account that has made it; None: it is not there."""
     files: list[File] = dataclasses.field(default_factory=list)
@@ -153,7 +156,7 @@ class Errand:
         """Whether the first step makes the folder."""
         if folder is None or path is None:
             return
-        as_login = len(path.hops) > 1 and not folder.foreign
+        as_login = len(path.hops) > folder.depth and not folder.foreign
         name = to_bytes(folder.path)
         if folder.at is None:
             self.makes = True
@@ -171,8 +174,8 @@ class Carrier:
     """What a connection does with its errands. Mixed into ours."""
 
     if t.TYPE_CHECKING:
-        mux_account: t.Callable[[], path_pb2.Hop]
-        mux_host: t.Callable[[], str]
+        mux_path: t.Callable[[], path_pb2.Path]
+        _mux_error: t.Callable[[RpcError], AnsibleError]
         mux_steps: t.Callable[[path_pb2.Path, list[jobs_pb2.Step]], list[Result]]
         _mux_run: t.Callable[[path_pb2.Path, list[jobs_pb2.Step], dict[int, bytes]], list[Result | None]]
 
@@ -194,7 +197,7 @@ class Carrier:
             return
         folder.forget_files()
         if folder.at is not None:
-            remove = jobs_pb2.Folder(path=to_bytes(folder.path), remove=True, as_login=len(folder.at.hops) > 1 and not folder.foreign)
+            remove = jobs_pb2.Folder(path=to_bytes(folder.path), remove=True, as_login=len(folder.at.hops) > folder.depth and not folder.foreign)
             self.mux_steps(folder.at, [jobs_pb2.Step(folder=remove)])
 
     def _mux_errand(self, token: payload.Token, path: path_pb2.Path) -> Errand:
@@ -202,7 +205,7 @@ class Carrier:
         folder = self._mux_folder
         if folder is None or not folder.wanted(token):
             return Errand()
-        if (folder.foreign and len(path.hops) == 1) or (folder.at is not None and len(folder.at.hops) != len(path.hops)):
+        if (folder.foreign and len(path.hops) == folder.depth) or (folder.at is not None and len(folder.at.hops) != len(path.hops)):
             self.mux_run_errands()
             return Errand()
         return Errand(folder, path)
@@ -227,14 +230,14 @@ class Carrier:
         folder = self._mux_folder
         if folder is None or (folder.at is not None and not folder.files):
             return
-        path = folder.at or path_pb2.Path(hops=[self.mux_account()])
+        path = folder.at or self.mux_path()
         errand = Errand(folder, path)
         try:
             answers = self._mux_run(path, errand.steps, errand.bodies)
         except RpcError as error:
             self._mux_errand_failed(errand, error)
-            raise errors.to_ansible(error, self.mux_host()) from None
-        fixes = folder.fixes if folder.foreign and len(path.hops) == 1 else []
+            raise self._mux_error(error) from None
+        fixes = folder.fixes if folder.foreign and len(path.hops) == folder.depth else []
         errand.last = []
         self._mux_errand_done(errand, answers)
         for fix in fixes:

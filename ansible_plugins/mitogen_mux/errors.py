@@ -27,13 +27,26 @@ _PAGE = 'docs/reference/errors.md'
 _PREFIX = 'Failed to connect to the host via ssh: '
 
 
-def to_ansible(error: RpcError, host: str) -> AnsibleError:
-    """The exception for a failed request about ``host`` (inventory name). Its text names the host, the hop and the remedy."""
+_ON_THE_WAY = {
+    error_pb2.Error.BECOME_PASSWORD_WRONG: AnsibleAuthenticationFailure,
+    error_pb2.Error.BECOME_PASSWORD_REQUIRED: AnsibleAuthenticationFailure,
+    error_pb2.Error.BECOME_TIMEOUT: AnsibleConnectionFailure,
+    error_pb2.Error.BECOME_FAILED: AnsibleConnectionFailure,
+    error_pb2.Error.INTERPRETER_MISSING: AnsibleConnectionFailure,
+}
+"""What is another class where it is not the task that becomes an account, but the connection."""
+
+
+def to_ansible(error: RpcError, host: str, depth: int = 1) -> AnsibleError:
+    """The exception for a failed request about ``host`` (inventory name), whose connection has ``depth`` hops. Its text names the host,
+    the hop and the remedy."""
     detail = error.detail
     if detail is None:
         lost = error.code in (UNAVAILABLE, DEADLINE_EXCEEDED)
         return (AnsibleConnectionFailure if lost else AnsibleError)(f'{host}: {error.message}')
     cls = _CLASSES.get(detail.kind, AnsibleError)
+    if detail.hop < depth and depth > 1:
+        cls = _ON_THE_WAY.get(detail.kind, cls)
     become = detail.hop_name.split(' ', 1)[0]
     if detail.kind == error_pb2.Error.BECOME_PASSWORD_WRONG:
         text = f'Incorrect {become} password'

@@ -6,8 +6,11 @@ import json
 import re
 import typing as t
 
-from . import connection as mux
-from . import seams
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.connection import ConnectionBase
+
+from . import accounts, containers, seams
+from . import standins as mux
 
 
 def documentation(original: str, name: str, original_name: str) -> str:
@@ -19,7 +22,7 @@ def documentation(original: str, name: str, original_name: str) -> str:
     inner = re.search(rf'(?m)^{indent}options:\s*\n( *)', text)
     assert inner is not None
     inside = inner[1] if len(inner[1]) > len(indent) else f'{indent}    '
-    own = ''.join(f'{inside}{option}: {json.dumps(definition)}\n' for option, definition in mux.definitions(mux.MIXINS[original_name]).items())
+    own = ''.join(f'{inside}{option}: {json.dumps(definition)}\n' for option, definition in mux.MIXINS[original_name].mux_definitions.items())
     return re.sub(rf'(?m)^{indent}options:\s*\n', lambda match: match[0] + own, text, count=1)
 
 
@@ -32,3 +35,71 @@ def connection(original_name: str, original: type) -> type:
         base.__init__(self, *args, **kwargs)
 
     return type('Connection', (base,), {'__init__': init, '__doc__': original.__doc__})
+
+
+class _Nothing(ConnectionBase):
+    """What is left of a connection that only we have when it is switched off."""
+
+    has_pipelining = True
+
+    @property
+    def transport(self) -> str:
+        """As the plugin is called."""
+        return str(self._load_name)
+
+    def _connect(self) -> _Nothing:
+        return self
+
+    def _refuse(self, *_: t.Any, **__: t.Any) -> t.NoReturn:
+        raise AnsibleConnectionFailure(f'{self._load_name} is a connection of mitogen-mux: there is nothing else to connect with if mitogen_enabled is false')
+
+    exec_command = put_file = fetch_file = _refuse
+
+    def close(self) -> None:
+        """Nothing is open."""
+        self._connected = False
+
+
+def own(name: str, about: str, options: dict[str, t.Any], mixin: type) -> tuple[str, type]:
+    """Documentation and class of a plugin that stands in front of nothing."""
+    text = {
+        'name': f'mitogen_{name}',
+        'short_description': about,
+        'description': [about],
+        'author': 'The mitogen-mux authors',
+        'options': {**options, **mixin.mux_definitions},  # type: ignore[attr-defined]
+        'extends_documentation_fragment': ['connection_pipelining'],
+    }
+    base: t.Any = mux.class_for(mixin, _Nothing)
+
+    def init(self: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
+        seams.install()
+        base.__init__(self, *args, **kwargs)
+
+    return json.dumps(text), type('Connection', (base,), {'__init__': init, '__doc__': about})
+
+
+def account(tool: str) -> tuple[str, type]:
+    """The plugin for accounts that a become tool leads to."""
+    return own(tool, f'Accounts of a machine as hosts of their own, reached with {tool}.', accounts.definitions(tool), accounts.connection_class(tool))
+
+
+_CONTAINER: dict[str, t.Any] = {
+    'remote_user': {
+        'description': ['The account in the container.'],
+        'vars': [{'name': 'ansible_user'}],
+        'env': [{'name': 'ANSIBLE_REMOTE_USER'}],
+        'ini': [{'section': 'defaults', 'key': 'remote_user'}],
+        'cli': [{'name': 'user'}],
+        'keyword': [{'name': 'remote_user'}],
+    },
+    'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]},
+}
+
+
+def container(name: str) -> tuple[str, type]:
+    """The plugin for a kind of container."""
+    kind = containers.KINDS[name]
+    variables = ('inventory_hostname', 'ansible_host', f'ansible_{name}_host')
+    address = {'description': ['Which one.'], 'default': 'inventory_hostname', 'vars': [{'name': variable} for variable in variables]}
+    return own(name, f'Reached with {kind.about}.', {'remote_addr': address, **_CONTAINER, **kind.options}, containers.CLASSES[name])

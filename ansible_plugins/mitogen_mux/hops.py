@@ -42,6 +42,11 @@ def option(plugin: t.Any, name: str, default: t.Any = None) -> t.Any:
     return default if value is None else value
 
 
+def plugin_vars(plugin: t.Any) -> list[str]:
+    """The names of the variables that set a plugin's options."""
+    return list(C.config.get_plugin_vars(plugin.plugin_type, plugin._load_name))
+
+
 def ssh(connection: t.Any, interpreter: str = '') -> path_pb2.Hop:
     """The account that an ssh plugin's options name."""
     context = connection._play_context
@@ -73,10 +78,17 @@ def local(interpreter: str = '') -> path_pb2.Hop:
     return path_pb2.Hop(local=path_pb2.LocalHop(), interpreter=interpreter)
 
 
-def become(connection: t.Any, interpreter: str = '', stage1: str = '', agent_name: str = '') -> path_pb2.Hop:
-    """The account that the connection's become plugin leads to. With an interpreter: with the command line that starts an agent
-    there. Without: as the plugin's latest command has it, whose prompt and success marker are then those to wait for."""
-    plugin = connection.become
+def container(method: str, name: str, user: str, argv: list[str], interpreter: str = '') -> path_pb2.Hop:
+    """What a tool that runs a command there leads to."""
+    hop = path_pb2.ContainerHop(method=method, name=name, user=user, argv=[to_bytes(word, errors='surrogate_or_strict') for word in argv])
+    return path_pb2.Hop(container=hop, interpreter=interpreter)
+
+
+def become(connection: t.Any, interpreter: str = '', stage1: str = '', agent_name: str = '', own: t.Any = None) -> path_pb2.Hop:
+    """The account that the connection's become plugin leads to, or that of a plugin of its ``own``. With an interpreter: with the
+    command line that starts an agent there. Without: as the plugin's latest command has it, whose prompt and
+    success marker are then those to wait for."""
+    plugin = connection.become if own is None else own
     argv: list[bytes] = []
     if interpreter:
         plugin = copy.copy(plugin)  # the original keeps the id, prompt and marker of its latest command
@@ -84,7 +96,7 @@ def become(connection: t.Any, interpreter: str = '', stage1: str = '', agent_nam
         wrapped = type(plugin).build_become_command(plugin, agent, connection._shell)
         shell = shlex.split(connection._play_context.executable or '/bin/sh')
         argv = [to_bytes(word) for word in (*shell, '-c', wrapped)]
-    context = connection._play_context
+    context = connection._play_context if own is None else None
     password = _become_option(plugin, 'become_pass', context)
     hop = path_pb2.BecomeHop(
         method=to_text(plugin.name),

@@ -11,7 +11,7 @@ from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.loader import action_loader, connection_loader, module_loader
 from ansible.template import Templar
 
-from . import compat, connection
+from . import compat, standins
 
 ACTIONS: dict[str, str] = {
     'add_host': 'hands its host to the main thread',
@@ -129,7 +129,7 @@ def _connection(job: dict[str, t.Any]) -> str:
     if not enabled:
         return 'mitogen_enabled is false'
     found = connection_loader.find_plugin_with_context(str(plugin))
-    if (found.resolved and found.resolved_fqcn in connection.MIXINS) or os.path.dirname(os.path.realpath(found.plugin_resolved_path or '')) == _OUR_FOLDER:
+    if (found.resolved and found.resolved_fqcn in standins.MIXINS) or os.path.dirname(os.path.realpath(found.plugin_resolved_path or '')) == _OUR_FOLDER:
         return ''
     return f'connection {plugin}'
 

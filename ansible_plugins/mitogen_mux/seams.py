@@ -15,7 +15,7 @@ from ansible.executor import module_common
 from ansible.plugins import action as action_plugins
 from ansible.plugins.loader import connection_loader
 
-from . import actions, compat, connection, display, payload
+from . import actions, compat, connection, display, payload, standins
 
 _current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
 """The action whose module is being built: modify_module itself is not told."""
@@ -52,6 +52,7 @@ def install() -> None:
     base._is_pipelining_enabled = _is_pipelining_enabled(base._is_pipelining_enabled)
     base._transfer_data = _transfer_data(base._transfer_data)
     actions.install(ours)
+    compat.show_variables(connection.MuxConnection)
 
 
 def substitute() -> t.Callable[[], None]:
@@ -64,12 +65,11 @@ def substitute() -> t.Callable[[], None]:
         if result.object is None or isinstance(result.object, (type, connection.MuxConnection)):
             return result
         full_name = result.plugin_load_context.resolved_fqcn or ''
-        mixin = connection.MIXINS.get(full_name)
-        if mixin is None or getattr(result.object._shell, '_IS_WINDOWS', False):
+        ours = standins.adopt(result.object, full_name)
+        if ours is None:
             display.once_a_run(f'untouched-{full_name}', f'mitogen-mux leaves connections of type {full_name} as they are')
             return result
-        connection.define_variables(result.object._load_name, mixin)
-        return result._replace(object=connection.substitute(result.object, mixin))
+        return result._replace(object=ours)
 
     def undo() -> None:
         if loader.__dict__.get('get_with_context') is get_with_context:

@@ -12,7 +12,7 @@ from ansible.playbook.play_context import PlayContext
 from ansible.plugins.loader import become_loader, connection_loader
 
 import core
-from mitogen_mux import connection, hops, seams
+from mitogen_mux import connection, hops, local, remote, seams
 from mitogen_mux.v1 import path_pb2
 
 
@@ -72,8 +72,8 @@ def test_options_are_the_originals(case: str, name: str) -> None:
         ours = make(name, SSH_CASES[case])
     finally:
         undo()
-    assert isinstance(ours, connection.SshConnection) and isinstance(ours, type(theirs)) and not isinstance(theirs, connection.SshConnection)
-    mine = set(connection.definitions(connection.SshConnection))
+    assert isinstance(ours, remote.SshConnection) and isinstance(ours, type(theirs)) and not isinstance(theirs, remote.SshConnection)
+    mine = set(remote.SshConnection.mux_definitions)
     assert {k: v for k, v in ours.get_options().items() if k not in mine} == {k: v for k, v in theirs.get_options().items() if k not in mine}
     for attribute in ('_load_name', 'ansible_name', 'ansible_aliases', 'transport', 'plugin_type', '_original_path'):
         assert getattr(ours, attribute) == getattr(theirs, attribute)
@@ -164,7 +164,7 @@ def test_become_is_in_force_for_its_own_command_only() -> None:
 
 @pytest.mark.usefixtures('substituted')
 def test_other_types_and_classes_are_left_alone() -> None:
-    assert isinstance(make('local', {}), connection.LocalConnection)
+    assert isinstance(make('local', {}), local.LocalConnection)
     assert not issubclass(connection_loader.get('ssh', class_only=True), connection.MuxConnection)
     assert not isinstance(make('psrp', {}), connection.MuxConnection)
 
@@ -199,7 +199,7 @@ def test_local_hop(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_mode_of_a_fetched_file(listing: bytes, mode: int) -> None:
-    assert connection._listed_mode(listing) == mode
+    assert remote._listed_mode(listing) == mode
 
 
 @pytest.mark.parametrize('there', [True, False])
@@ -209,7 +209,7 @@ def test_a_file_that_never_came_leaves_what_was(there: bool, tmp_path: pathlib.P
         path.write_text('kept')
 
     def fail() -> None:
-        with connection._private_file(str(path)):
+        with remote._private_file(str(path)):
             assert there or path.stat().st_mode & 0o777 == 0o600
             raise KeyError
 

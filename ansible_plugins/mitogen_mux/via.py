@@ -1,0 +1,101 @@
+"""The way to a connection's account: hosts that are reached through other hosts (``mitogen_via``).
+
+A host on the way is asked as Ansible would ask it: its own connection plugin with its own variables, each templated for that host."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+import typing as t
+
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.plugins.loader import become_loader, connection_loader
+
+from . import hops
+from .v1 import path_pb2
+
+ANY_PYTHON = '"$(command -v python3 || command -v python || echo /usr/libexec/platform-python)"'
+"""The interpreter of an account that is only on the way, where nothing is known of it: whatever is there runs an agent."""
+
+_SPEC = re.compile(r'(?:(?:(?P<method>[^:@]+):)?(?P<user>[^@]+)@)?(?P<host>.+)')
+
+
+def controller() -> list[path_pb2.Hop]:
+    """The way that begins on this machine."""
+    return [hops.local(shlex.quote(sys.executable))]
+
+
+def way(connection: t.Any) -> list[path_pb2.Hop]:
+    """The hops that the option mitogen_via of a connection asks for; none if it is not set. Raises AnsibleError."""
+    spec = str(hops.option(connection, 'mitogen_via', '')).strip()
+    if not spec:
+        return []
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise AnsibleError(f'mitogen_via is {spec!r}: it is [[method:]user@]inventory_name')
+    name = match['host']
+    chain = connection.mux_chain or (connection.mux_host(),)
+    if name in chain:
+        raise AnsibleError(f'mitogen_via goes in a circle: {" -> ".join([*chain, name])}')
+    variables = _variables(connection, name)
+    host = _connection(connection, name, variables)
+    host.mux_chain = (*chain, name)
+    python = _python(variables)
+    path = host.mux_path(python)
+    if match['user']:
+        path.hops.append(_become(host, match['method'] or variables.get('ansible_become_method') or 'sudo', match['user'], variables, python))
+    return list(path.hops)
+
+
+def _variables(connection: t.Any, name: str) -> t.Any:
+    hostvars = connection.mux_hostvars
+    if hostvars is None:
+        raise AnsibleError(f'{connection.mux_host()}: mitogen_via needs the variables of {name}, which MITOGEN_SEAMS=0 keeps from us on this ansible-core')
+    if name not in hostvars:
+        raise AnsibleError(
+            f'{connection.mux_chain[-1] if connection.mux_chain else connection.mux_host()}: mitogen_via names {name}, which is not in the inventory'
+        )
+    return hostvars[name]
+
+
+def _connection(connection: t.Any, name: str, variables: t.Any) -> t.Any:
+    """A connection object of ours for a host on the way."""
+    play = connection._play_context.copy()
+    play.remote_addr = variables.get('ansible_host', name)
+    play.remote_user = (context.CLIARGS or {}).get('remote_user')
+    play.port = None
+    kind = variables.get('ansible_connection') or (context.CLIARGS or {}).get('connection') or 'ssh'
+    kind = 'ssh' if kind == 'smart' else str(kind)
+    found = connection_loader.get_with_context(kind, play, os.devnull)
+    host = None if found.object is None else connection.mux_adopt(found.object, found.plugin_load_context.resolved_fqcn or '')
+    if host is None:
+        raise AnsibleError(f'mitogen_via leads through {name}, whose connection {kind} is none that others can go through')
+    known = hops.plugin_vars(host)
+    host.set_options(task_keys={}, var_options={key: variables[key] for key in known if key in variables})
+    host.mux_hostvars = connection.mux_hostvars
+    if not host.mux_enabled():
+        raise AnsibleError(f'mitogen_via leads through {name}, where mitogen_enabled is false')
+    return host
+
+
+def _python(variables: t.Any) -> str:
+    value = str(variables.get('ansible_python_interpreter') or 'auto')
+    return ANY_PYTHON if value.startswith('auto') else value
+
+
+def _become(host: t.Any, method: str, user: str, variables: t.Any, python: str) -> path_pb2.Hop:
+    plugin = become_plugin(method)
+    known = hops.plugin_vars(plugin)
+    plugin.set_options(task_keys={}, var_options={key: variables[key] for key in known if key in variables}, direct={'become_user': user})
+    return t.cast(path_pb2.Hop, host.mux_become(plugin, python))
+
+
+def become_plugin(method: str) -> t.Any:
+    """A become plugin by its name. Raises AnsibleError."""
+    plugin = become_loader.get(method)
+    if plugin is None:
+        raise AnsibleError(f'there is no become plugin {method} on the controller: install the collection that has it')
+    return plugin
