@@ -182,11 +182,10 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 // ended before it was closed, and what it said until then.
 type spawnedConn struct {
 	agent.Conn
-	stream  spawned
-	prefix  []byte
-	ended   bool
-	code    int  // the exit code, or -1; for who has seen Read fail
-	missing bool // there was no such program
+	stream spawned
+	prefix []byte
+	ended  bool
+	code   int // the exit code, or -1; for who has seen Read fail
 
 	mu   sync.Mutex
 	tail []byte // said after stdout's end
@@ -218,7 +217,6 @@ func (c *spawnedConn) lastWords() {
 			return
 		case ev.Channel == agent.Final:
 			c.code = ev.Result.ExitCode
-			c.missing = ev.Result.Failed && ev.Result.Failure == agent.FailNotFound
 			return
 		case ev.Channel == agent.Stderr || ev.Channel == agent.TTY:
 			c.mu.Lock()

@@ -41,14 +41,14 @@ func enter(c *hop.Container, cmd string) string {
 // with other codes for reasons of their own: the container does not run, or they may not enter it.
 func notEntered(err error, conn *spawnedConn, h hop.Hop) error {
 	e, ok := errors.AsType[*fault.Error](err)
-	if !ok || e.Kind != fault.AgentDied {
+	if !ok || (e.Kind != fault.AgentDied && e.Kind != fault.InterpreterMissing) {
 		return err
 	}
-	said := *e
+	said, tool := *e, string(h.Container.Argv[0])
 	said.Cause = nil
 	switch {
-	case conn.missing:
-		said.Kind, said.Message = fault.Unreachable, "there is no "+string(h.Container.Argv[0])
+	case missing(conn.code) && strings.HasPrefix(e.Stderr, tool+": "): // the agent's own words
+		said.Kind, said.Message = fault.Unreachable, "cannot start "+tool
 		said.Hint = "install it on the machine that the container runs on, or set its path"
 	case missing(conn.code):
 		return explain(err, conn.code, h.Interpreter)

@@ -84,3 +84,105 @@ def test_accounts_of_one_machine_are_hosts(through: str, fresh: Site) -> None:
     assert sorted(name for name, _ in shown if name.startswith(("sudo", "su "))) == sorted(
         ["sudo root", f"sudo {names[1]}", f"su {names[2]}", f"sudo {names[0]}"]
     ), shown
+
+
+def test_a_chain_of_everything(fresh: Site) -> None:
+    """SSH, sudo, a folder with a system in it, su, SSH again and sudo again: each task is one round trip, on every link of the chain."""
+    inside = fresh.base / "inside"
+    inside.mkdir()
+    script = f"mount --rbind / {inside}\nmount -t tmpfs none {inside}/mnt\necho inside >{inside}/mnt/where"
+    outer = harness.Sshd(fresh.base / "outer", fresh.base / "keys" / "%u", inside=script)
+    outer.start()
+    try:
+        first, _, third = fresh.accounts
+        common = f"-o UserKnownHostsFile={outer.known_hosts} -o IdentitiesOnly=yes"
+        ssh = {"ansible_port": outer.port, "ansible_ssh_common_args": common}
+        inventory = {
+            "machine": fresh.host_vars(LINEAR, first, **ssh),
+            "root": account("sudo", "root"),
+            "box": {"ansible_connection": "mitogen_chroot", "ansible_host": str(inside), "mitogen_via": "root"},
+            "third": account("su", third.name, via="box"),
+            "far": fresh.host_vars(LINEAR, first, mitogen_via="third", ansible_connection="ssh"),
+            "deep": account("sudo", "root", via="far"),
+        }
+        task = {"command": "cat /proc/self/loginuid", "changed_when": False, "failed_when": False}
+        who = fresh.play(LINEAR, inventory, play({"command": "id -un"}, {"stat": {"path": "/mnt/where"}}, hosts="box,third,deep"))
+        assert [said(who, host)[0] for host in ("box", "third", "deep")] == ["root", third.name, "root"], who.said()
+        exists = [who.results(host)[1][1]["stat"]["exists"] for host in ("box", "third", "deep")]
+        assert exists == [True, True, False], who.said()  # the last SSH server is not in the folder
+        names = [n["name"] for n in fresh.status()["nodes"]]
+        assert sum(name.startswith("ssh ") for name in names) == 4, names  # two connections, an agent on each
+
+        def trips(tasks: int) -> dict[str, int]:
+            before = {n["id"]: int(n["round_trips"]) for n in fresh.status()["nodes"]}
+            done = fresh.play(LINEAR, inventory, play(*[task] * tasks, hosts="deep"))
+            assert done.rc == 0, done.said()
+            return {n["name"] + n["id"]: int(n["round_trips"]) - before[n["id"]] for n in fresh.status()["nodes"]}
+
+        few, many = trips(2), trips(12)
+        deep = [name for name in few if name.startswith("sudo root")]
+        assert {many[name] - few[name] for name in deep} <= {0, 10}, (few, many)
+        assert max(many[name] - few[name] for name in many) == 10, (few, many)
+    finally:
+        outer.stop()
+
+
+FAULTY: dict[str, tuple[Inventory, str, str]] = {
+    "a circle": ({"a": {"mitogen_via": "b"}, "b": {"mitogen_via": "a"}}, "failed", "mitogen_via goes in a circle: a -> b -> a"),
+    "itself": ({"a": {"mitogen_via": "sudo:root@a"}}, "failed", "mitogen_via goes in a circle: a -> a"),
+    "nobody": ({"a": {"mitogen_via": "nobody"}}, "failed", "a: mitogen_via names nobody, which is not in the inventory"),
+    "no way": ({"a": {"mitogen_via": "b"}, "b": {"ansible_connection": "psrp"}}, "failed", "b, whose connection psrp is none that others can go through"),
+    "switched off": ({"a": {"mitogen_via": "b"}, "b": {"ansible_connection": "ssh", "mitogen_enabled": False}}, "failed", "b, where mitogen_enabled is false"),
+    "alone": ({"a": {"mitogen_enabled": False}}, "unreachable", "mitogen_sudo is a connection of mitogen-mux"),
+    "no such account": ({"a": {"ansible_user": "nobodyatall"}}, "unreachable", "nobodyatall"),
+    "no such tool": ({"a": {"ansible_become_exe": "/no/sudo"}}, "unreachable", "a: sudo root"),
+    "no such container": ({"a": {"ansible_connection": "mitogen_chroot", "ansible_host": "/no/such/folder"}}, "unreachable", "a: chroot /no/such/folder: chroot cannot"),
+    "no such program": ({"a": {"ansible_connection": "mitogen_jail", "mitogen_jexec_path": "/no/jexec", "mitogen_via": "b"}, "b": account("sudo", "root", via="")}, "unreachable", "cannot start /no/jexec"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_faults_are_named(fault: str, site: Site, binary: Path) -> None:
+    inventory, status, text = FAULTY[fault]
+    base = {"ansible_connection": "mitogen_sudo", "ansible_python_interpreter": "/usr/bin/python3"}
+    done = site.play(LINEAR, {name: {**base, **more} for name, more in inventory.items()}, play({"command": "id"}, hosts="a"))
+    assert [found for found, _ in done.results("a")] == [status], done.said()
+    assert text in done.results("a")[0][1]["msg"], done.said()
+    assert "Traceback" not in done.said()
+
+
+def test_passwords_of_accounts(fresh: Site) -> None:
+    """The tool that asks gets the password of the account's host, once; a wrong one makes that host unreachable and no other."""
+    second, third = fresh.accounts[1:]
+    inventory = behind(
+        fresh,
+        "linear",
+        asker=account("sudo", "root", via=f"su:{second.name}@door", ansible_password=second.password),
+        wrong=account("sudo", "root", via=f"su:{second.name}@door", ansible_password="not this one"),
+        none=account("sudo", "root", via=f"su:{second.name}@door"),
+        door=account("sudo", "root"),
+        third=account("su", third.name, ansible_password=third.password),
+    )
+    done = fresh.play(LINEAR, inventory, play({"command": "id -un"}, hosts="asker,wrong,none,third"))
+    assert said(done, "asker") == ["root"] and said(done, "third") == [third.name], done.said()
+    for host, text in (("wrong", "Incorrect sudo password"), ("none", "Missing sudo password")):
+        (status, result), = done.results(host)
+        assert status == "unreachable" and text in result["msg"], done.said()
+    assert all(a.password not in done.said() for a in fresh.accounts)
+
+
+def test_what_the_target_logs(fresh: Site) -> None:
+    """A hundred tasks as two other accounts: one login, and sudo once for each account."""
+    log = fresh.base / "sudo.log"
+    rules = Path("/etc/sudoers.d", f"mxt-log-{fresh.login.name}")
+    rules.write_text(f'Defaults:{fresh.login.name} logfile="{log}"\n')
+    rules.chmod(0o440)
+    before = logins(fresh)
+    try:
+        tasks = [{"command": "true", "become": True, "become_user": user} for _ in range(50) for user in ("root", fresh.accounts[2].name)]
+        done = fresh.play(LINEAR, {"h": fresh.host_vars(LINEAR, fresh.login)}, play(*tasks))
+        assert done.recap()["h"]["ok"] == 100, done.said()
+        assert logins(fresh) == before + 1
+        assert log.read_text().count("COMMAND=") == 2, log.read_text()
+    finally:
+        rules.unlink()
