@@ -40,7 +40,7 @@ class ContainerConnection(remote.RemoteConnection):
 
     def mux_address(self) -> str:
         """The container's name."""
-        for name in ('remote_addr', f'{self.mux_kind.name}_pod'):
+        for name in (f'{self.mux_kind.name}_pod', 'remote_addr'):
             if value := self.mux_option(name):
                 return str(to_text(value))
         return str(to_text(self._play_context.remote_addr))

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,17 +49,12 @@ def behind(site: Site, way: str, **hosts: dict[str, Any]) -> Inventory:
     return {"machine": machine, **hosts}
 
 
+@pytest.mark.tier("smoke")
 @pytest.mark.parametrize("through", WAYS_IN)
 def test_accounts_of_one_machine_are_hosts(through: str, fresh: Site) -> None:
     names = [a.name for a in fresh.accounts]
     before = logins(fresh)
-    inventory = behind(
-        fresh,
-        through,
-        root=account("sudo", "root"),
-        second=account("sudo", names[1]),
-        third=account("su", names[2], via="sudo:root@machine"),
-    )
+    inventory = behind(fresh, through, root=account("sudo", "root"), second=account("sudo", names[1]), third=account("su", names[2], via="sudo:root@machine"))
     where = fresh.work / "hops"
     tasks = (
         {"command": "id -un"},
@@ -86,6 +77,7 @@ def test_accounts_of_one_machine_are_hosts(through: str, fresh: Site) -> None:
     ), shown
 
 
+@pytest.mark.tier("smoke")
 def test_a_chain_of_everything(fresh: Site) -> None:
     """SSH, sudo, a folder with a system in it, su, SSH again and sudo again: each task is one round trip, on every link of the chain."""
     inside = fresh.base / "inside"
@@ -136,8 +128,16 @@ FAULTY: dict[str, tuple[Inventory, str, str]] = {
     "alone": ({"a": {"mitogen_enabled": False}}, "unreachable", "mitogen_sudo is a connection of mitogen-mux"),
     "no such account": ({"a": {"ansible_user": "nobodyatall"}}, "unreachable", "nobodyatall"),
     "no such tool": ({"a": {"ansible_become_exe": "/no/sudo"}}, "unreachable", "a: sudo root"),
-    "no such container": ({"a": {"ansible_connection": "mitogen_chroot", "ansible_host": "/no/such/folder"}}, "unreachable", "a: chroot /no/such/folder: chroot cannot"),
-    "no such program": ({"a": {"ansible_connection": "mitogen_jail", "mitogen_jexec_path": "/no/jexec", "mitogen_via": "b"}, "b": account("sudo", "root", via="")}, "unreachable", "cannot start /no/jexec"),
+    "no such container": (
+        {"a": {"ansible_connection": "mitogen_chroot", "ansible_host": "/no/such/folder"}},
+        "unreachable",
+        "a: chroot /no/such/folder: chroot cannot",
+    ),
+    "no such program": (
+        {"a": {"ansible_connection": "mitogen_jail", "mitogen_jexec_path": "/no/jexec", "mitogen_via": "b"}, "b": account("sudo", "root", via="")},
+        "unreachable",
+        "cannot start /no/jexec",
+    ),
 }
 
 
@@ -166,7 +166,7 @@ def test_passwords_of_accounts(fresh: Site) -> None:
     done = fresh.play(LINEAR, inventory, play({"command": "id -un"}, hosts="asker,wrong,none,third"))
     assert said(done, "asker") == ["root"] and said(done, "third") == [third.name], done.said()
     for host, text in (("wrong", "Incorrect sudo password"), ("none", "Missing sudo password")):
-        (status, result), = done.results(host)
+        ((status, result),) = done.results(host)
         assert status == "unreachable" and text in result["msg"], done.said()
     assert all(a.password not in done.said() for a in fresh.accounts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 import types
@@ -9,6 +10,9 @@ import typing as t
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'ansible_plugins'))
+
+COLLECTIONS = os.environ.get('MITOGEN_MUX_TEST_COLLECTIONS', '')
+"""A folder with ansible_collections in it, for tests of plugins that ansible-core has not."""
 
 from ansible import constants as C  # noqa: E402
 from ansible.executor import module_common  # noqa: E402
@@ -22,7 +26,7 @@ if AnsibleCollectionConfig.collection_finder is None:
     from ansible import context
 
     context.CLIARGS = CLIArgs({'connection': 'smart', 'timeout': 10})
-    init_plugin_loader()
+    init_plugin_loader([COLLECTIONS] if COLLECTIONS else None)
 
 loader = DataLoader()
 VARIABLES: dict[str, t.Any] = {'ansible_python_interpreter': sys.executable, 'ansible_facts': {}}
@@ -57,4 +61,4 @@ def stock(name: str, path: str, args: dict[str, t.Any], variables: dict[str, t.A
     )
 
 
-__all__ = ['ROOT', 'VARIABLES', 'C', 'builtin_modules', 'loader', 'module_common', 'module_path', 'stock', 'templar', 'types']
+__all__ = ['COLLECTIONS', 'ROOT', 'VARIABLES', 'C', 'builtin_modules', 'loader', 'module_common', 'module_path', 'stock', 'templar', 'types']
