@@ -101,9 +101,20 @@ func (t *Tree) startByTransport(ctx context.Context, n *node) (peer, error) {
 	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {
 		_ = conn.Close() // it is closed, or just being closed: the exit code is there afterwards
-		return nil, n.fault(explain(err, conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
+		return nil, n.fault(explain(withWords(err, conn), conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
 	}
 	return link, nil
+}
+
+// withWords adds what a closed process has said on stderr to an error that came before it was heard.
+func withWords(err error, conn *processConn) error {
+	e, ok := errors.AsType[*fault.Error](err)
+	if !ok || e.Stderr != "" {
+		return err
+	}
+	said := *e
+	said.Stderr = fault.Clean(conn.Tail())
+	return &said
 }
 
 // stage1 is the command that starts n's agent, for a shell.
