@@ -12,7 +12,6 @@ import harness
 from runs import WAYS, Run, Site
 
 LINEAR = WAYS["linear"]
-WAYS_IN = ("linear", "connection")
 
 Inventory = dict[str, dict[str, Any]]
 
@@ -49,8 +48,7 @@ def behind(site: Site, way: str, **hosts: dict[str, Any]) -> Inventory:
     return {"machine": machine, **hosts}
 
 
-@pytest.mark.tier("smoke")
-@pytest.mark.parametrize("through", WAYS_IN)
+@pytest.mark.parametrize("through", [pytest.param("linear", marks=pytest.mark.tier("smoke")), "connection"])
 def test_accounts_of_one_machine_are_hosts(through: str, fresh: Site) -> None:
     names = [a.name for a in fresh.accounts]
     before = logins(fresh)
