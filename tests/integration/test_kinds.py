@@ -40,8 +40,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "stat": {"stat": {"path": "/etc/hosts"}},
     "facts": {"setup": {"gather_subset": ["!all", "!min", "python", "user", "env"]}},
     "copy": {"copy": {"content": "{{ ansible_play_name }}\n", "dest": "{{ work }}/{{ inventory_hostname }}-{{ ansible_play_name | replace(' ', '-') }}"}},
-    "raw": {"raw": "id -un"},
-    "script": {"script": str(CASES / "files" / "env.sh")},
 }
 OLDEST = {(2, 16): (2, 7), (2, 17): (3, 7), (2, 18): (3, 8), (2, 19): (3, 8), (2, 20): (3, 9), (2, 21): (3, 9)}
 """Pythons on which a core's modules run."""
