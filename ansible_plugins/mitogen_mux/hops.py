@@ -164,11 +164,12 @@ def _become_option(plugin: t.Any, name: str, context: t.Any) -> t.Any:
 
 
 def _prompt_pattern(plugin: t.Any) -> str:
-    """For tools whose prompt is translated: the plugin's own list of words."""
-    words = option(plugin, 'prompt_l10n') or getattr(plugin, 'SU_PROMPT_LOCALIZATIONS', None)
-    if words:
-        return rf'(?:{"|".join(re.escape(to_text(word)) for word in words)})\s*[:：]'
-    return r'doas \(|password\s*[:：]' if plugin.name == 'doas' else r'password\s*[:：]'
+    """For tools whose prompt is translated: the plugin's own list. That of su has words, to which the core adds the colon; those of other
+    plugins have expressions. Where a plugin keeps its list to itself: what ends like a question for a password."""
+    words = [to_text(word) for word in option(plugin, 'prompt_l10n') or getattr(plugin, 'SU_PROMPT_LOCALIZATIONS', ())]
+    if words and plugin.name.rpartition('.')[2] == 'su':
+        return rf'(?:{"|".join(re.escape(word) for word in words)})\s*[:：]'
+    return '|'.join(f'(?:{word})' for word in words) or r'password[^:：]*[:：]'
 
 
 def _texts(plugin: t.Any, messages: t.Iterable[str]) -> list[bytes]:
