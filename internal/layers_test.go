@@ -36,7 +36,7 @@ var rooms = map[string]room{
 	"internal/fault":           {nil, "errors that every room shares must not drag anything along"},
 	"internal/become":          {nil, "the dialogue is pure, so that every split of its input can be tried"},
 	"internal/blobcache":       {[]string{sync}, "content by digest has nothing to do with what it is for"},
-	"internal/daemon":          {[]string{sys}, "the shell does not know what it is the shell of"},
+	"internal/daemon":          {[]string{hclog, sys}, "the shell does not know what it is the shell of"},
 	"internal/agent":           {[]string{hclog, "github.com/klauspost/compress/zlib", module + "internal/blobcache", module + "internal/fault"}, "a link knows neither the tree nor what its jobs mean"},
 	"internal/agent/agenttest": {[]string{hclog, module + "internal/agent", module + "internal/blobcache", module + "internal/fault"}, "as its room"},
 	"internal/mux": {
