@@ -14,6 +14,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -184,6 +185,7 @@ class Site:
             "USER": "root",
             "LOGNAME": "root",
             "LANG": "C.UTF-8",
+            "PYTHONFAULTHANDLER": "1",
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_DEPRECATION_WARNINGS": "0",
             "ANSIBLE_PIPELINING": "1",
@@ -266,9 +268,13 @@ class Site:
             if size != said:
                 said, since = size, time.monotonic()
             if time.monotonic() - since > SILENCE:
-                harness.end([process.pid, *harness.descendants(process.pid)])
+                family = [*harness.descendants(process.pid)[::-1], process.pid]
+                ansibles = [p.pid for p in harness.processes() if p.pid in family and str(self.ansible) in p.argv]
+                harness.end(ansibles, signal.SIGABRT)  # they print their stacks
                 process.wait()
-                pytest.fail(f"the run hangs:\n{(directory / 'stdout').read_text()[-2000:]}", pytrace=False)
+                harness.end(family)
+                stacks = (directory / "stderr").read_text(errors="replace")[-8000:]
+                pytest.fail(f"the run hangs:\n{(directory / 'stdout').read_text()[-2000:]}\n{stacks}", pytrace=False)
         rc = process.returncode
         events = directory / "events"
         lines = events.read_text(encoding="utf-8").splitlines() if events.exists() else []
