@@ -10,6 +10,8 @@ import pytest
 from agent_driver import INTERPRETERS, MODULE, PATIENCE
 from agent_payloads import arguments, built, core, of_module, oldest_target, params
 
+pytestmark = pytest.mark.slow
+
 CASES = [
     ('ping', {'data': 'hello'}, True),
     ('ping', {'data': 'crash'}, False),

@@ -98,6 +98,7 @@ def test_a_module_is_one_request(play: Play, strategy: str) -> None:
     ('connection', 'log'),
     [('ssh', MODULE_ON_SSH), ('ansible.builtin.ssh', MODULE_ON_SSH), ('local', {'module local': 1}), ('ansible.builtin.local', {'module local': 1})],
 )
+@pytest.mark.slow
 def test_connections_by_every_name(play: Play, connection: str, log: dict[str, int]) -> None:
     done = play(COMMAND, host=f'h1 ansible_connection={connection}')
     assert (done.rc, done.log) == (0, log), done.output
@@ -105,6 +106,7 @@ def test_connections_by_every_name(play: Play, connection: str, log: dict[str, i
 
 @pytest.mark.parametrize('environ', [{}, {'MITOGEN_SEAMS': '0', 'ANSIBLE_PIPELINING': '1'}], ids=['seams', 'none'])
 @pytest.mark.parametrize(('connection', 'log'), [('mitogen_ssh', MODULE_ON_SSH), ('mitogen_local', {'module local': 1})])
+@pytest.mark.slow
 def test_under_the_stock_strategy(play: Play, environ: dict[str, str], connection: str, log: dict[str, int]) -> None:
     tasks = """
 - shell: echo $A; pwd
@@ -127,16 +129,19 @@ def test_under_the_stock_strategy(play: Play, environ: dict[str, str], connectio
         ('h1 ansible_connection=mitogen_local', {'MITOGEN_ENABLED': '0'}),
     ],
 )
+@pytest.mark.slow
 def test_switched_off(play: Play, host: str, environ: dict[str, str]) -> None:
     done = play(COMMAND, host=host, environ=environ)
     assert (done.rc, done.log) == (0, {}), done.output
 
 
+@pytest.mark.slow
 def test_a_play_after_ours_is_plain_again(play: Play) -> None:
     done = play(COMMAND, host='h1 ansible_connection=local', then='command: echo plain')
     assert (done.rc, done.log) == (0, {'module local': 1}), done.output
 
 
+@pytest.mark.slow
 def test_loops_reuse_the_connection(play: Play) -> None:
     done = play("""
 - command: echo {{ item }}
@@ -156,6 +161,7 @@ def test_loops_reuse_the_connection(play: Play) -> None:
     ],
     ids=['async', 'python variable', 'loader variable'],
 )
+@pytest.mark.slow
 def test_what_is_not_covered_goes_the_cores_way(play: Play, task: str) -> None:
     done = play(f"- {task}\n  register: r\n- assert: {{that: r.stdout == 'hi'}}")
     assert done.rc == 0, done.output
@@ -168,6 +174,7 @@ AnsibleModule(argument_spec={}).exit_json(ansible_facts={NAME: 'here'})
 """
 
 
+@pytest.mark.slow
 def test_parallel_fact_gathering_gets_real_payloads(play: Play, tmp_path: pathlib.Path) -> None:
     (tmp_path / 'library').mkdir()
     for name in ('one', 'two'):
@@ -191,6 +198,7 @@ def test_raw_copy_fetch(play: Play, tmp_path: pathlib.Path) -> None:
     assert done.log[f'put ssh {USER}@127.0.0.1'] == done.log[f'get ssh {USER}@127.0.0.1'] == done.log['reset h1'] == 1
 
 
+@pytest.mark.slow
 def test_an_untouched_type_is_said_once(play: Play) -> None:
     done = play('- command: echo hi\n- command: echo hi\n  ignore_unreachable: true', host='h1 ansible_connection=psrp')
     assert done.output.count('mitogen-mux leaves connections of type ansible.builtin.psrp as they are') == 1, done.output
@@ -203,6 +211,7 @@ def test_no_daemon_is_one_line_with_the_remedy(play: Play) -> None:
     assert 'Traceback' not in done.output
 
 
+@pytest.mark.slow
 def test_a_daemon_that_keeps_no_code_is_given_it_a_few_times(play: Play, tmp_path: pathlib.Path) -> None:
     done = play('- command: echo hi', environ={'FAKE_FORGETS': '1'})
     assert done.rc != 0

@@ -19,7 +19,7 @@ PLUGINS = pathlib.Path(__file__).resolve().parents[2] / 'ansible_plugins'
 SSHD = shutil.which('sshd') or '/usr/sbin/sshd'
 CANARY = 'canary-7f3a'
 
-pytestmark = pytest.mark.skipif(not pathlib.Path(SSHD).exists() or os.getuid() != 0, reason='needs sshd and root')
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not pathlib.Path(SSHD).exists() or os.getuid() != 0, reason='needs sshd and root')]
 
 
 class Site(t.NamedTuple):

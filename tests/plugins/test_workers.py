@@ -16,6 +16,8 @@ import typing as t
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PLAYS = HERE / 'workers'
