@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -193,6 +194,7 @@ def main() -> None:
         harness.require()
     except harness.Unavailable as reason:
         sys.exit(f'bench: {reason}')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit('bench: told to end'))  # accounts, cgroups and daemons are removed then, too
     with contextlib.ExitStack() as stack:
         bench = Bench(pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-'))), stack)
         for name in args.workloads or WORKLOADS:
