@@ -15,6 +15,7 @@ import traceback
 import typing as t
 
 from ansible import constants as C
+from ansible.errors import AnsibleError
 from ansible.executor.process.worker import WorkerProcess
 from ansible.utils.display import Display
 
@@ -64,10 +65,12 @@ class Workers:
         self.wakeup.set()
 
     def rest(self, seconds: float) -> None:
-        """The main loop's pause of ``seconds``: until there is something to do."""
+        """The main loop's pause of ``seconds``: until there is something to do. Raises AnsibleError if there never will be."""
         if self.wakeup.progress:
             self.wakeup.progress = False
             return
+        if not self._strategy._results_thread.is_alive():
+            raise AnsibleError('the thread that reads the results of tasks has ended: a callback plugin may have ended it (see what stands on stderr)')
         forks = [worker.sentinel for worker in self._strategy._workers if isinstance(worker, ForkedWorker) and worker.is_alive()]
         with self.baton.lent():
             self.wakeup.wait(forks, LONGEST_WAIT if self._strategy._pending_results else seconds)

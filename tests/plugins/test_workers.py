@@ -204,6 +204,27 @@ MANY_FORKS = """
 """
 
 
+ENDS_ITS_THREAD = """
+from ansible.plugins.callback import CallbackBase
+
+class CallbackModule(CallbackBase):
+    CALLBACK_VERSION, CALLBACK_TYPE, CALLBACK_NAME, CALLBACK_NEEDS_ENABLED = 2.0, 'notification', 'ends_its_thread', True
+
+    def v2_runner_item_on_ok(self, result):
+        raise SystemExit
+"""
+
+
+def test_a_run_whose_results_nobody_reads_ends(run: Run, tmp_path: pathlib.Path, worker: str) -> None:
+    (tmp_path / 'callbacks').mkdir()
+    (tmp_path / 'callbacks' / 'ends_its_thread.py').write_text(ENDS_ITS_THREAD)
+    play = '- hosts: all\n  gather_facts: false\n  tasks:\n  - {command: "echo {{ item }}", loop: [1, 2]}\n'
+    more = {'ANSIBLE_CALLBACK_PLUGINS': str(tmp_path / 'callbacks'), 'ANSIBLE_CALLBACKS_ENABLED': 'ends_its_thread'}
+    done = run(play, 2, worker=worker, **more)
+    assert done.rc != 0 and 'the thread that reads the results of tasks has ended' in done.output, done.output
+    assert 'Traceback' not in done.output, done.output
+
+
 @pytest.mark.parametrize(('hosts', 'times'), [(40, 10), pytest.param(50, 400, marks=pytest.mark.stress)])
 def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: int) -> None:
     """Hundreds of them; ten thousand with -m stress."""
