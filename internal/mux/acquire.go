@@ -220,7 +220,14 @@ func (w *walk) findLocked(e edge, h hop.Hop, level int, o opening) (n *node, fou
 	if w.at != nil && w.at.state.Ended() {
 		return nil, false, w.at.fault(w.at.err, fault.AgentDied, "the connection was lost")
 	}
-	if n = t.siblingsLocked(w.at)[e]; n != nil {
+	n = t.siblingsLocked(w.at)[e]
+	if n != nil && n.usable && (n.link != nil || n.transport != nil) {
+		if err := n.lost(); err != nil { // its watcher has not come to it yet
+			t.downLocked(n, Closed, err)
+			n = nil
+		}
+	}
+	if n != nil {
 		return n, true, nil
 	}
 	return t.plantLocked(w.at, e, h, level, o), false, nil

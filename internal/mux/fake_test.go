@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -209,6 +210,7 @@ type fakePeer struct {
 	done  chan struct{}
 	end   end
 	onLog func(int, string)
+	fails atomic.Pointer[fault.Error] // why it is ending, while Done is not closed yet
 }
 
 func (p *fakePeer) Open(context.Context, agent.Request) (*agent.Stream, error) {
@@ -253,6 +255,9 @@ func (p *fakePeer) Err() error {
 	case <-p.done:
 		return p.end.err
 	default:
+		if e := p.fails.Load(); e != nil {
+			return e
+		}
 		return nil
 	}
 }

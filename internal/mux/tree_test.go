@@ -260,6 +260,19 @@ func TestRequestsOfALostConnectionLearnWhy(t *testing.T) {
 	})
 }
 
+// A request's error may be known before the link has ended. Whoever comes then gets a new agent.
+func TestAnAgentThatIsEndingServesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		acquire(t, tree, run("r1"), "h1", sshPath...).Release()
+		w.peers[0].fails.Store(&fault.Error{Kind: fault.AgentDied, Message: "killed"})
+		acquire(t, tree, run("r1"), "h1", sshPath...).Release()
+		if dials, _ := w.count("h1"); dials != 1 || len(w.peers) != 2 {
+			t.Errorf("%d dials, %d agents", dials, len(w.peers))
+		}
+	})
+}
+
 // deadTransport makes the next Exec find that the connection has been dead for a while.
 func TestWarmConnectionFoundDeadIsDialledOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
