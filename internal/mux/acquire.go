@@ -79,12 +79,20 @@ func (w *walk) foundDead() bool {
 	t := w.tree
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if w.first.usable && w.first.transport != nil {
-		if err := w.first.lost(); err != nil { // its watcher has not come to it yet
-			t.downLocked(w.first, Closed, err)
-		}
-	}
+	t.noticeLocked(w.first)
 	return w.first.state == Closed && w.first.edge.role == sshConnection && !t.closing
+}
+
+// noticeLocked ends a node if what it has open has ended and its watcher has not come to it yet, and reports whether it did.
+func (t *Tree) noticeLocked(n *node) bool {
+	if !n.usable || n.link == nil && n.transport == nil {
+		return false
+	}
+	err := n.lost()
+	if err != nil {
+		t.downLocked(n, Closed, err)
+	}
+	return err != nil
 }
 
 func (w *walk) walk(ctx context.Context) (*Context, error) {
@@ -220,14 +228,7 @@ func (w *walk) findLocked(e edge, h hop.Hop, level int, o opening) (n *node, fou
 	if w.at != nil && w.at.state.Ended() {
 		return nil, false, w.at.fault(w.at.err, fault.AgentDied, "the connection was lost")
 	}
-	n = t.siblingsLocked(w.at)[e]
-	if n != nil && n.usable && (n.link != nil || n.transport != nil) {
-		if err := n.lost(); err != nil { // its watcher has not come to it yet
-			t.downLocked(n, Closed, err)
-			n = nil
-		}
-	}
-	if n != nil {
+	if n = t.siblingsLocked(w.at)[e]; n != nil && !t.noticeLocked(n) {
 		return n, true, nil
 	}
 	return t.plantLocked(w.at, e, h, level, o), false, nil
