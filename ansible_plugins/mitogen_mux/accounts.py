@@ -13,15 +13,7 @@ from .v1 import path_pb2
 def definitions(tool: str) -> dict[str, dict[str, t.Any]]:
     """The options of such a plugin."""
     return {
-        'remote_user': {
-            'description': ['The account.'],
-            'default': 'root',
-            'vars': [{'name': 'ansible_user'}],
-            'env': [{'name': 'ANSIBLE_REMOTE_USER'}],
-            'ini': [{'section': 'defaults', 'key': 'remote_user'}],
-            'cli': [{'name': 'user'}],
-            'keyword': [{'name': 'remote_user'}],
-        },
+        **remote.account_option('The account.', default='root'),
         'password': {
             'description': ['What the tool asks for.'],
             'vars': [{'name': name} for name in ('ansible_password', f'ansible_{tool}_pass', f'ansible_{tool}_password')],
@@ -37,7 +29,7 @@ def definitions(tool: str) -> dict[str, dict[str, t.Any]]:
             'ini': [{'section': 'defaults', 'key': 'timeout'}],
             'cli': [{'name': 'timeout'}],
         },
-        'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]},
+        **remote.NAME,
     }
 
 

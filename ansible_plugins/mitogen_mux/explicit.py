@@ -9,7 +9,7 @@ import typing as t
 from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.connection import ConnectionBase
 
-from . import accounts, containers, seams
+from . import accounts, containers, remote, seams
 from . import standins as mux
 
 
@@ -84,22 +84,10 @@ def account(tool: str) -> tuple[str, type]:
     return own(tool, f'Accounts of a machine as hosts of their own, reached with {tool}.', accounts.definitions(tool), accounts.connection_class(tool))
 
 
-_CONTAINER: dict[str, t.Any] = {
-    'remote_user': {
-        'description': ['The account in the container.'],
-        'vars': [{'name': 'ansible_user'}],
-        'env': [{'name': 'ANSIBLE_REMOTE_USER'}],
-        'ini': [{'section': 'defaults', 'key': 'remote_user'}],
-        'cli': [{'name': 'user'}],
-        'keyword': [{'name': 'remote_user'}],
-    },
-    'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]},
-}
-
-
 def container(name: str) -> tuple[str, type]:
     """The plugin for a kind of container."""
     kind = containers.KINDS[name]
     variables = ('inventory_hostname', 'ansible_host', f'ansible_{name}_host')
     address = {'description': ['Which one.'], 'default': 'inventory_hostname', 'vars': [{'name': variable} for variable in variables]}
-    return own(name, f'Reached with {kind.about}.', {'remote_addr': address, **_CONTAINER, **kind.options}, containers.CLASSES[name])
+    options = {'remote_addr': address, **remote.account_option('The account in the container.'), **remote.NAME, **kind.options}
+    return own(name, f'Reached with {kind.about}.', options, containers.CLASSES[name])

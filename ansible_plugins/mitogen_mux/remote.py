@@ -23,8 +23,26 @@ VIA: dict[str, dict[str, t.Any]] = {
     }
 }
 
+NAME: dict[str, dict[str, t.Any]] = {'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]}}
+
+
+def account_option(about: str, **more: t.Any) -> dict[str, dict[str, t.Any]]:
+    """The option remote_user of a plugin that only we have."""
+    return {
+        'remote_user': {
+            'description': [about],
+            'vars': [{'name': 'ansible_user'}],
+            'env': [{'name': 'ANSIBLE_REMOTE_USER'}],
+            'ini': [{'section': 'defaults', 'key': 'remote_user'}],
+            'cli': [{'name': 'user'}],
+            'keyword': [{'name': 'remote_user'}],
+            **more,
+        }
+    }
+
+
 _SSH: dict[str, dict[str, t.Any]] = {
-    'mitogen_inventory_name': {'description': ['For messages only.'], 'default': '', 'vars': [{'name': 'inventory_hostname'}]},
+    **NAME,
     'mitogen_ssh_transport': {
         'description': ["Who connects: the daemon's own client (native), the user's ssh program (openssh), or whichever can do it (auto)."],
         'choices': ['auto', 'native', 'openssh'],

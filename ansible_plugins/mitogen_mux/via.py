@@ -73,8 +73,7 @@ def _connection(connection: t.Any, name: str, variables: t.Any) -> t.Any:
     host = None if found.object is None else connection.mux_adopt(found.object, found.plugin_load_context.resolved_fqcn or '')
     if host is None:
         raise AnsibleError(f'mitogen_via leads through {name}, whose connection {kind} is none that others can go through')
-    known = hops.plugin_vars(host)
-    host.set_options(task_keys={}, var_options={key: variables[key] for key in known if key in variables})
+    host.set_options(task_keys={}, var_options=_options(host, variables))
     host.mux_hostvars = connection.mux_hostvars
     if not host.mux_enabled():
         raise AnsibleError(f'mitogen_via leads through {name}, where mitogen_enabled is false')
@@ -86,10 +85,14 @@ def _python(variables: t.Any) -> str:
     return ANY_PYTHON if value.startswith('auto') else value
 
 
+def _options(plugin: t.Any, variables: t.Any) -> dict[str, t.Any]:
+    """The variables that set options of a plugin."""
+    return {key: variables[key] for key in hops.plugin_vars(plugin) if key in variables}
+
+
 def _become(host: t.Any, method: str, user: str, variables: t.Any, python: str) -> path_pb2.Hop:
     plugin = become_plugin(method)
-    known = hops.plugin_vars(plugin)
-    plugin.set_options(task_keys={}, var_options={key: variables[key] for key in known if key in variables}, direct={'become_user': user})
+    plugin.set_options(task_keys={}, var_options=_options(plugin, variables), direct={'become_user': user})
     return t.cast(path_pb2.Hop, host.mux_become(plugin, python))
 
 
