@@ -33,6 +33,7 @@ def install(ours: Ours) -> None:
     base = action_plugins.ActionBase
     for replace in (_make_tmp_path, _remove_tmp_path, _fixup_perms2, _remote_expand_user):
         setattr(base, replace.__name__, replace(getattr(base, replace.__name__), ours))
+    action_plugins.discover_interpreter = _discover_interpreter(action_plugins.discover_interpreter, ours)
     copy_action.ActionModule._copy_file = _copy_file(copy_action.ActionModule._copy_file, ours)
 
 
@@ -129,6 +130,17 @@ def _remote_expand_user(original: t.Callable[..., str], ours: Ours) -> t.Callabl
             return original(self, path, *args, **kwargs)
 
     return remote_expand_user
+
+
+def _discover_interpreter(original: t.Callable[..., str], ours: Ours) -> t.Callable[..., str]:
+    @functools.wraps(original)
+    def discover_interpreter(action: t.Any, interpreter_name: str, discovery_mode: str, task_vars: t.Any) -> str:
+        if not ours(action._connection):
+            return original(action, interpreter_name, discovery_mode, task_vars)
+        with action._connection.mux_discovering(compat.likely_interpreters(discovery_mode)):
+            return original(action, interpreter_name, discovery_mode, task_vars)
+
+    return discover_interpreter
 
 
 def _copy_file(original: t.Callable[..., t.Any], ours: Ours) -> t.Callable[..., t.Any]:

@@ -15,7 +15,7 @@ import typing as t
 
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
-from ansible.executor import module_common
+from ansible.executor import interpreter_discovery, module_common
 
 BUILT_MODULE: t.Any = getattr(module_common, '_BuiltModule', None)
 """What ``modify_module`` returns: a tuple (data, style, shebang) up to 2.18, this class since 2.19."""
@@ -47,6 +47,14 @@ def _copy_clears_acls() -> bool:
 
 COPY_CLEARS_ACLS = _copy_clears_acls()
 """Whether the module copy takes ACLs off a file for another account, which leaves traces in its mode: 2.16, ended by 2.17."""
+
+
+def likely_interpreters(discovery_mode: str) -> list[str]:
+    """Which interpreter the core will choose if it finds one of these: the first. Up to 2.18 it looks into a map of distributions, of which
+    nearly all have the same; later cores take what they find first."""
+    if not hasattr(interpreter_discovery, '_version_fuzzy_match'):
+        return []
+    return ['/usr/bin/python', '/usr/bin/python3'] if discovery_mode.startswith('auto_legacy') else ['/usr/bin/python3']
 
 
 def surrogate_fqn(module_name: str) -> str:
@@ -312,6 +320,8 @@ def missing_seams() -> str:
         return 'plugins.action.modify_module'
     if not wanted <= set(inspect.signature(original).parameters):
         return 'the parameters of modify_module'
+    if not callable(getattr(action, 'discover_interpreter', None)):
+        return 'plugins.action.discover_interpreter'
     for name in _ACTION_HELPERS:
         if not callable(getattr(action.ActionBase, name, None)):
             return f'ActionBase.{name}'

@@ -57,6 +57,7 @@ class MuxConnection(errands.Carrier):
 
     _mux_escalation: hops.Escalation | None = None
     _mux_remembers = False
+    _mux_discovery: jobs_pb2.Discovery | None = None
     _mux_rehearse: t.Callable[[], list[rehearsal.Question]] | None = None
     _mux_known: list[tuple[rehearsal.Question, Result]] | None = None
 
@@ -239,6 +240,15 @@ class MuxConnection(errands.Carrier):
             yield
         finally:
             self._mux_remembers = before
+
+    @contextlib.contextmanager
+    def mux_discovering(self, prefer: t.Iterable[str]) -> t.Iterator[None]:
+        """Meanwhile a command without input is the search for an interpreter; which of them the core will choose is a guess."""
+        self._mux_discovery = jobs_pb2.Discovery(prefer=prefer)
+        try:
+            yield
+        finally:
+            self._mux_discovery = None
 
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""

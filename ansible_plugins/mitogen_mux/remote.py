@@ -109,6 +109,8 @@ class RemoteConnection(connection.MuxConnection):
             argv = [*(to_bytes(word) for word in shlex.split(escalation.executable)), b'-c', to_bytes(escalation.command)]
         tty = not in_data and sudoable and self.mux_tty()
         command = jobs_pb2.Command(argv=argv, plain=to_bytes(plain), has_body=bool(in_data), tty=tty, remember=self._mux_remembers)
+        if self._mux_discovery and not in_data:
+            command.discovery.CopyFrom(self._mux_discovery)
         rc, stdout, stderr = self.mux_steps(path, [jobs_pb2.Step(command=command)], in_data)[0]
         if tty:
             stderr += self._mux_farewell()

@@ -29,7 +29,9 @@ type Options struct {
 	Log hclog.Logger // nil: none
 	// OnLog is given the agent's LOG messages, cleaned. It is called by the link's reader: it must not block.
 	OnLog func(level int, text string)
-	Name  string // of the far side, in the log
+	// OnPreamble is given what came before the agent, before Connect returns.
+	OnPreamble func(text []byte)
+	Name       string // of the far side, in the log
 	// BlobLimit is how many bytes of blobs the agent may keep that no request needs; 0: DefaultBlobLimit.
 	BlobLimit int64
 }
@@ -50,6 +52,9 @@ func Connect(ctx context.Context, conn Conn, o Options) (*Link, error) {
 	l := newLink(conn, in, o)
 	if len(noise) > 0 {
 		l.o.Log.Debug("skipped noise before the agent", "name", o.Name, "text", fault.Clean(noise))
+	}
+	if o.OnPreamble != nil {
+		o.OnPreamble(noise)
 	}
 	l.received = int64(len(noise) + len(magic))
 	l.heard = true

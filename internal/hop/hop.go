@@ -34,6 +34,8 @@ type Hop struct {
 	Container *Container
 	// Interpreter of the account as shell words; empty: any agent that is ready, else none.
 	Interpreter string
+	// Discovery says how to find an interpreter where none is named and no agent is ready; nil: none is needed.
+	Discovery *Discovery
 	// Account is the key without the interpreter: all agents of one account share it.
 	Account Key
 }
@@ -47,7 +49,7 @@ func (p Path) Bare() int {
 	i := len(p)
 	for i > 0 && p[i-1].Interpreter == "" {
 		h := p[i-1]
-		if h.Container == nil && (h.Become == nil || i < len(p)) {
+		if h.Discovery != nil || h.Container == nil && (h.Become == nil || i < len(p)) {
 			break
 		}
 		i--
@@ -102,6 +104,12 @@ type Container struct {
 	Name   string
 	User   string   // empty: whom the tool chooses
 	Argv   [][]byte // the tool and its arguments; the words of the command follow
+}
+
+// Discovery is Ansible's own search for an interpreter.
+type Discovery struct {
+	Command []byte   // for a shell: it prints the path of each on a line of its own
+	Prefer  []string // the first of these that was found is taken, else the first that was found
 }
 
 // Name says what the hop is, for people: "ssh deploy@h1:22", "local", "sudo root", "docker app@web1".

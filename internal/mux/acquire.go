@@ -69,6 +69,7 @@ type walk struct {
 	at    *node // held
 	first *node // the first of the path
 	dials bool  // first was not there before
+	opens *node // that was not there before, the last
 }
 
 // foundDead reports whether the walk ended because a connection that it found was dead.
@@ -113,16 +114,16 @@ func (w *walk) walk(ctx context.Context) (*Context, error) {
 		if h.Local != nil {
 			continue // its first node is its agent
 		}
-		if level+1 == bare && h.SSH != nil && (level < last || h.Interpreter == "") {
+		if level+1 == bare && h.SSH != nil && (level < last || h.Interpreter == "" && h.Discovery == nil) {
 			return w.arrive(w.at, w.path[bare:]), nil // SSH itself starts a command that needs no agent
 		}
-		if level < last && w.anyAgent(h) {
+		if (level < last || h.Discovery != nil) && w.anyAgent(h) {
 			continue
 		}
 		if level >= bare {
 			return w.arrive(w.at, w.path[level:]), nil // the agent of the node before does
 		}
-		if h.Interpreter == "" {
+		if h.Interpreter == "" && h.Discovery == nil {
 			w.leave()
 			return nil, noInterpreter(h, level)
 		}
@@ -202,6 +203,7 @@ func (w *walk) enter(ctx context.Context, e edge, h hop.Hop, level int, launch f
 	}
 	if !found {
 		t.growLocked(n)
+		w.opens = n
 	}
 	w.stepLocked(n, !found)
 	t.mu.Unlock()
@@ -268,15 +270,15 @@ func (w *walk) usable(n *node) error {
 
 // arrive makes the context of the node the walk holds. rest are the hops for which there is no agent.
 func (w *walk) arrive(n *node, rest hop.Path) *Context {
-	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, rest: rest, user: use{w.run.ID, w.host}}
+	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, rest: rest, user: use{w.run.ID, w.host}, opened: w.opens == n}
 	if n.edge.role == sshAgent {
 		c.transport = n.parent.transport
 	}
 	return c
 }
 
-// anyAgent steps to an agent of hop h, which is on the way only and so needs no particular interpreter: the one that is named, if it is
-// there, else any that is ready. It reports whether there is one.
+// anyAgent steps to an agent of hop h, which is on the way only, or whose interpreter is to be discovered, and so needs no particular
+// one: the one that is named, if it is there, else any that is ready. It reports whether there is one.
 func (w *walk) anyAgent(h hop.Hop) bool {
 	t := w.tree
 	t.mu.Lock()
@@ -353,7 +355,7 @@ func (t *Tree) endsLocked(path hop.Path, run string) []*node {
 	return at
 }
 
-// match lists the ready agents of hop h.
+// match lists the ready agents of hop h, and for a discovery those that are about to be.
 func match(among map[edge]*node, h hop.Hop) []*node {
 	want := agentEdge(h)
 	var found []*node
@@ -361,7 +363,7 @@ func match(among map[edge]*node, h hop.Hop) []*node {
 		if h.Interpreter == "" {
 			want.interpreter = e.interpreter
 		}
-		if e == want && n.state == Ready {
+		if e == want && (n.state == Ready || h.Discovery != nil && n.usable) {
 			found = append(found, n)
 		}
 	}

@@ -22,6 +22,7 @@ type Context struct {
 	level     int
 	rest      hop.Path // hops behind node that have no agent: their tools are put before a command, which node starts
 	user      use      // whose request it is
+	opened    bool     // node was opened for it
 	release   sync.Once
 }
 

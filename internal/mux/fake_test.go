@@ -32,6 +32,7 @@ type world struct {
 	fail       map[string]error         // opening fails
 	deaf       bool                     // opening does not hear that it was cancelled
 	notes      []Note                   // of every transport
+	preamble   []byte                   // of every agent
 	transports []*fakeTransport
 	peers      []*fakePeer
 }
@@ -194,6 +195,9 @@ func (w *world) connect(ctx context.Context, conn agent.Conn, o agent.Options) (
 	if err := w.begin(ctx, "agent "+o.Name); err != nil {
 		_ = conn.Close()
 		return nil, err
+	}
+	if o.OnPreamble != nil {
+		o.OnPreamble(w.preamble)
 	}
 	p := &fakePeer{world: w, name: o.Name, conn: conn, done: make(chan struct{}), onLog: o.OnLog}
 	w.opened("agent "+o.Name, 1)

@@ -36,7 +36,7 @@ type node struct {
 	id      uint64
 	parent  *node // nil for the first of a path
 	root    *node // the target: the first of its path, or the last SSH connection on it
-	edge    edge
+	edge    edge  // its interpreter may be discovered: that is guarded
 	hop     hop.Hop
 	level   int // index of the hop in its path
 	opening opening
@@ -53,6 +53,7 @@ type node struct {
 	transport Transport // sshConnection
 	link      peer      // the others
 	hello     agent.Hello
+	answer    []byte                      // of the discovery that has started the agent
 	gone      func(context.Context) error // becomeAgent, containerAgent: waits for the end of its process
 	slot      bool                        // counts among the target's interpreters
 	slots     slots                       // of a root

@@ -119,7 +119,11 @@ func withWords(err error, conn *processConn) error {
 
 // stage1 is the command that starts n's agent, for a shell.
 func (n *node) stage1() string {
-	return n.hop.Interpreter + " -c " + quoted(agent.Stage1()) + " " + quoted(n.opening.run.AgentName)
+	args := "-c " + quoted(agent.Stage1()) + " " + quoted(n.opening.run.AgentName)
+	if n.hop.Discovery != nil {
+		return search(n.hop.Discovery, args)
+	}
+	return n.hop.Interpreter + " " + args
 }
 
 // bootstrap makes a stream on which stage 1 runs, or is about to, into a link, which owns the stream from then on.
@@ -127,9 +131,13 @@ func (t *Tree) bootstrap(ctx context.Context, n *node, conn agent.Conn) (peer, e
 	timed, cancel := context.WithTimeoutCause(ctx, agentTimeout,
 		&fault.Error{Kind: fault.TimedOut, Message: "the interpreter did not start in time"})
 	defer cancel()
-	return t.connect(timed, conn, agent.Options{
+	o := agent.Options{
 		Log: t.log.Named("agent").With("context", n.id), Name: n.name(), OnLog: func(level int, text string) { t.logged(n, level, text) },
-	})
+	}
+	if n.hop.Discovery != nil {
+		o.OnPreamble = func(text []byte) { t.discovered(n, text) }
+	}
+	return t.connect(timed, conn, o)
 }
 
 // logged hands a LOG frame of n's agent to the contexts that hold n.

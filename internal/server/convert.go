@@ -42,9 +42,10 @@ type moduleStep struct {
 }
 
 type commandStep struct {
-	command  moduleexec.Command
-	hasBody  bool
-	remember bool
+	command   moduleexec.Command
+	hasBody   bool
+	remember  bool
+	discovery *hop.Discovery
 }
 
 type putStep struct {
@@ -286,13 +287,20 @@ func toCommand(c *muxv1.Command) (*commandStep, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &commandStep{hasBody: c.GetHasBody(), remember: c.GetRemember(), command: moduleexec.Command{
+	out := &commandStep{hasBody: c.GetHasBody(), remember: c.GetRemember(), command: moduleexec.Command{
 		Argv:    c.GetArgv(),
 		Plain:   c.GetPlain(),
 		TTY:     c.GetTty(),
 		Cwd:     cwd,
 		Environ: environ,
-	}}, nil
+	}}
+	if d := c.GetDiscovery(); d != nil {
+		if err := short(d.GetPrefer()...); err != nil {
+			return nil, err
+		}
+		out.discovery = &hop.Discovery{Command: c.GetPlain(), Prefer: d.GetPrefer()}
+	}
+	return out, nil
 }
 
 func toPut(p *muxv1.Put) (*putStep, error) {

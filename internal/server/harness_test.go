@@ -38,10 +38,12 @@ func within(t testing.TB) context.Context {
 	return ctx
 }
 
-// fakeTree gives every request the same node, or the same error.
+// fakeTree gives every request the same node, or the same error, but for a path with a discovery.
 type fakeTree struct {
 	node Node
 	err  error
+
+	discovers func() (Node, error) // nil: as any other
 
 	mu       sync.Mutex
 	acquired []acquisition
@@ -62,6 +64,9 @@ func (f *fakeTree) Acquire(_ context.Context, run hop.Run, host string, path hop
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.acquired = append(f.acquired, acquisition{run, host, path})
+	if f.discovers != nil && path[len(path)-1].Discovery != nil {
+		return f.discovers()
+	}
 	return f.node, f.err
 }
 
@@ -153,8 +158,9 @@ func (n bareNode) Log(f func(level int, text string)) {
 		n.state.onLog()
 	}
 }
-func (n bareNode) Retire()             { n.state.retired.Add(1) }
-func (n bareNode) Memory() *mux.Memory { return &n.state.memory }
+func (n bareNode) Retire()                  { n.state.retired.Add(1) }
+func (n bareNode) Memory() *mux.Memory      { return &n.state.memory }
+func (bareNode) Discovered() ([]byte, bool) { return nil, false }
 
 func (bareNode) LoginUID(context.Context) (uint32, error) { return 0, nil }
 

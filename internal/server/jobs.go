@@ -99,6 +99,7 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 	if err := r.pin(); err != nil {
 		return err
 	}
+	r.expectDiscovery()
 	if err := r.acquire(ctx); err != nil {
 		return err
 	}
@@ -112,6 +113,10 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 
 func (r *request) acquire(ctx context.Context) error {
 	node, err := r.server.o.Tree.Acquire(ctx, r.run, r.host, r.path)
+	if last := &r.path[len(r.path)-1]; unanswered(last, err) {
+		last.Discovery = nil // a shell can say that there is no interpreter
+		node, err = r.server.o.Tree.Acquire(ctx, r.run, r.host, r.path)
+	}
 	if err != nil {
 		return err
 	}
@@ -234,6 +239,8 @@ func (r *request) runStep(ctx context.Context, i uint32, of asked) (*muxv1.StepR
 		return r.runModule(ctx, i, of, &module)
 	case s.command != nil && s.command.remember:
 		return r.remembered(ctx, i, of)
+	case s.command != nil && s.command.discovery != nil:
+		return r.discovered(ctx, i, of)
 	case s.command != nil:
 		return r.runCommand(ctx, i, of)
 	case s.put != nil:

@@ -30,6 +30,7 @@ type Node interface {
 	Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error)
 	LoginUID(ctx context.Context) (uint32, error)
 	Memory() *mux.Memory
+	Discovered() (answer []byte, ok bool)
 	Log(f func(level int, text string))
 	// Retire keeps the next request from getting the node.
 	Retire()

@@ -145,3 +145,12 @@ def test_a_module_crosses_once(site: Site, relay: Relay) -> None:
     after = relay.stats()
     assert after["connections"] == before["connections"]
     assert after["up_bytes"] - before["up_bytes"] <= 3 * 1024
+
+
+def test_an_interpreter_is_found_on_the_way(site: Site, binary: Path) -> None:
+    """Nothing is run to discover it: the agent is started by it. Up to 2.18 the core asks it for the distribution."""
+    site.stop_daemon()
+    run = site.play(OURS, {"h": site.host_vars(OURS, site.login, ansible_python_interpreter="auto_silent")}, play({"ping": None}))
+    assert run.rc == 0, run.said()
+    counters = site.status()["counters"]
+    assert (int(counters["dials"]), int(counters["jobs"])) == (2, 1 if site.version() >= (2, 19) else 2)

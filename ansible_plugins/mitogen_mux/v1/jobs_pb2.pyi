@@ -84,20 +84,28 @@ class Module(_message.Message):
     def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("argv", "plain", "has_body", "tty", "process", "remember")
+    __slots__ = ("argv", "plain", "has_body", "tty", "process", "remember", "discovery")
     ARGV_FIELD_NUMBER: _ClassVar[int]
     PLAIN_FIELD_NUMBER: _ClassVar[int]
     HAS_BODY_FIELD_NUMBER: _ClassVar[int]
     TTY_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     REMEMBER_FIELD_NUMBER: _ClassVar[int]
+    DISCOVERY_FIELD_NUMBER: _ClassVar[int]
     argv: _containers.RepeatedScalarFieldContainer[bytes]
     plain: bytes
     has_body: bool
     tty: bool
     process: Process
     remember: bool
-    def __init__(self, argv: _Optional[_Iterable[bytes]] = ..., plain: _Optional[bytes] = ..., has_body: bool = ..., tty: bool = ..., process: _Optional[_Union[Process, _Mapping]] = ..., remember: bool = ...) -> None: ...
+    discovery: Discovery
+    def __init__(self, argv: _Optional[_Iterable[bytes]] = ..., plain: _Optional[bytes] = ..., has_body: bool = ..., tty: bool = ..., process: _Optional[_Union[Process, _Mapping]] = ..., remember: bool = ..., discovery: _Optional[_Union[Discovery, _Mapping]] = ...) -> None: ...
+
+class Discovery(_message.Message):
+    __slots__ = ("prefer",)
+    PREFER_FIELD_NUMBER: _ClassVar[int]
+    prefer: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, prefer: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Process(_message.Message):
     __slots__ = ("cwd", "environ")

@@ -75,7 +75,7 @@ func (x Log_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Level.Descriptor instead.
 func (Log_Level) EnumDescriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16, 0}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17, 0}
 }
 
 type RunRequest struct {
@@ -603,7 +603,10 @@ type Command struct {
 	Tty     bool     `protobuf:"varint,4,opt,name=tty,proto3" json:"tty,omitempty"`                        // stdio is a terminal, as with ssh -tt
 	Process *Process `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
 	// The answer is the account's own (its home directory): the daemon may give an earlier one of this connection.
-	Remember      bool `protobuf:"varint,6,opt,name=remember,proto3" json:"remember,omitempty"`
+	Remember bool `protobuf:"varint,6,opt,name=remember,proto3" json:"remember,omitempty"`
+	// The command is Ansible's discovery of an interpreter, which prints the path of each on a line of its own. Where the account has no
+	// agent, one is started with what is found, on the same round trip.
+	Discovery     *Discovery `protobuf:"bytes,7,opt,name=discovery,proto3" json:"discovery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -680,6 +683,58 @@ func (x *Command) GetRemember() bool {
 	return false
 }
 
+func (x *Command) GetDiscovery() *Discovery {
+	if x != nil {
+		return x.Discovery
+	}
+	return nil
+}
+
+// Discovery says which interpreter gets the agent: the first of these that was found, else the first that was found.
+type Discovery struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefer        []string               `protobuf:"bytes,1,rep,name=prefer,proto3" json:"prefer,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Discovery) Reset() {
+	*x = Discovery{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Discovery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Discovery) ProtoMessage() {}
+
+func (x *Discovery) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
+func (*Discovery) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Discovery) GetPrefer() []string {
+	if x != nil {
+		return x.Prefer
+	}
+	return nil
+}
+
 // Process is what a new process inherits and that the account itself does not determine.
 type Process struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -692,7 +747,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +759,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +772,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{7}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Process) GetCwd() []byte {
@@ -744,7 +799,7 @@ type Variable struct {
 
 func (x *Variable) Reset() {
 	*x = Variable{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +811,7 @@ func (x *Variable) String() string {
 func (*Variable) ProtoMessage() {}
 
 func (x *Variable) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +824,7 @@ func (x *Variable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Variable.ProtoReflect.Descriptor instead.
 func (*Variable) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{8}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Variable) GetName() []byte {
@@ -803,7 +858,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +870,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +883,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{9}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Put) GetSource() isPut_Source {
@@ -904,7 +959,7 @@ type Get struct {
 
 func (x *Get) Reset() {
 	*x = Get{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +971,7 @@ func (x *Get) String() string {
 func (*Get) ProtoMessage() {}
 
 func (x *Get) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +984,7 @@ func (x *Get) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Get.ProtoReflect.Descriptor instead.
 func (*Get) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{10}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Get) GetSource() []byte {
@@ -959,7 +1014,7 @@ type Folder struct {
 
 func (x *Folder) Reset() {
 	*x = Folder{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1026,7 @@ func (x *Folder) String() string {
 func (*Folder) ProtoMessage() {}
 
 func (x *Folder) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1039,7 @@ func (x *Folder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folder.ProtoReflect.Descriptor instead.
 func (*Folder) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{11}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Folder) GetPath() []byte {
@@ -1022,7 +1077,7 @@ type RunReply struct {
 
 func (x *RunReply) Reset() {
 	*x = RunReply{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1089,7 @@ func (x *RunReply) String() string {
 func (*RunReply) ProtoMessage() {}
 
 func (x *RunReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1102,7 @@ func (x *RunReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReply.ProtoReflect.Descriptor instead.
 func (*RunReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{12}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RunReply) GetEvent() isRunReply_Event {
@@ -1118,7 +1173,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1185,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1198,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Output) GetStep() uint32 {
@@ -1183,7 +1238,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1250,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1263,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StepResult) GetStep() uint32 {
@@ -1280,7 +1335,7 @@ type Spans struct {
 
 func (x *Spans) Reset() {
 	*x = Spans{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1292,7 +1347,7 @@ func (x *Spans) String() string {
 func (*Spans) ProtoMessage() {}
 
 func (x *Spans) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1305,7 +1360,7 @@ func (x *Spans) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spans.ProtoReflect.Descriptor instead.
 func (*Spans) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Spans) GetQueue() uint64 {
@@ -1348,7 +1403,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1360,7 +1415,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1373,7 +1428,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Log) GetLevel() Log_Level {
@@ -1436,14 +1491,17 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\venvironment\x18\x04 \x03(\v2\x18.mitogen_mux.v1.VariableR\venvironment\x121\n" +
 	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12#\n" +
 	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\x12\x18\n" +
-	"\alogging\x18\a \x01(\bR\alogging\"\xaf\x01\n" +
+	"\alogging\x18\a \x01(\bR\alogging\"\xe8\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\fR\x04argv\x12\x14\n" +
 	"\x05plain\x18\x02 \x01(\fR\x05plain\x12\x19\n" +
 	"\bhas_body\x18\x03 \x01(\bR\ahasBody\x12\x10\n" +
 	"\x03tty\x18\x04 \x01(\bR\x03tty\x121\n" +
 	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12\x1a\n" +
-	"\bremember\x18\x06 \x01(\bR\bremember\"O\n" +
+	"\bremember\x18\x06 \x01(\bR\bremember\x127\n" +
+	"\tdiscovery\x18\a \x01(\v2\x19.mitogen_mux.v1.DiscoveryR\tdiscovery\"#\n" +
+	"\tDiscovery\x12\x16\n" +
+	"\x06prefer\x18\x01 \x03(\tR\x06prefer\"O\n" +
 	"\aProcess\x12\x10\n" +
 	"\x03cwd\x18\x01 \x01(\fR\x03cwd\x122\n" +
 	"\aenviron\x18\x02 \x03(\v2\x18.mitogen_mux.v1.VariableR\aenviron\"4\n" +
@@ -1515,7 +1573,7 @@ func file_mitogen_mux_v1_jobs_proto_rawDescGZIP() []byte {
 }
 
 var file_mitogen_mux_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_mitogen_mux_v1_jobs_proto_goTypes = []any{
 	(Log_Level)(0),     // 0: mitogen_mux.v1.Log.Level
 	(*RunRequest)(nil), // 1: mitogen_mux.v1.RunRequest
@@ -1525,45 +1583,47 @@ var file_mitogen_mux_v1_jobs_proto_goTypes = []any{
 	(*Guard)(nil),      // 5: mitogen_mux.v1.Guard
 	(*Module)(nil),     // 6: mitogen_mux.v1.Module
 	(*Command)(nil),    // 7: mitogen_mux.v1.Command
-	(*Process)(nil),    // 8: mitogen_mux.v1.Process
-	(*Variable)(nil),   // 9: mitogen_mux.v1.Variable
-	(*Put)(nil),        // 10: mitogen_mux.v1.Put
-	(*Get)(nil),        // 11: mitogen_mux.v1.Get
-	(*Folder)(nil),     // 12: mitogen_mux.v1.Folder
-	(*RunReply)(nil),   // 13: mitogen_mux.v1.RunReply
-	(*Output)(nil),     // 14: mitogen_mux.v1.Output
-	(*StepResult)(nil), // 15: mitogen_mux.v1.StepResult
-	(*Spans)(nil),      // 16: mitogen_mux.v1.Spans
-	(*Log)(nil),        // 17: mitogen_mux.v1.Log
-	(*Path)(nil),       // 18: mitogen_mux.v1.Path
+	(*Discovery)(nil),  // 8: mitogen_mux.v1.Discovery
+	(*Process)(nil),    // 9: mitogen_mux.v1.Process
+	(*Variable)(nil),   // 10: mitogen_mux.v1.Variable
+	(*Put)(nil),        // 11: mitogen_mux.v1.Put
+	(*Get)(nil),        // 12: mitogen_mux.v1.Get
+	(*Folder)(nil),     // 13: mitogen_mux.v1.Folder
+	(*RunReply)(nil),   // 14: mitogen_mux.v1.RunReply
+	(*Output)(nil),     // 15: mitogen_mux.v1.Output
+	(*StepResult)(nil), // 16: mitogen_mux.v1.StepResult
+	(*Spans)(nil),      // 17: mitogen_mux.v1.Spans
+	(*Log)(nil),        // 18: mitogen_mux.v1.Log
+	(*Path)(nil),       // 19: mitogen_mux.v1.Path
 }
 var file_mitogen_mux_v1_jobs_proto_depIdxs = []int32{
 	3,  // 0: mitogen_mux.v1.RunRequest.request:type_name -> mitogen_mux.v1.Request
 	2,  // 1: mitogen_mux.v1.RunRequest.body:type_name -> mitogen_mux.v1.Body
-	18, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
+	19, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
 	4,  // 3: mitogen_mux.v1.Request.steps:type_name -> mitogen_mux.v1.Step
 	6,  // 4: mitogen_mux.v1.Step.module:type_name -> mitogen_mux.v1.Module
 	7,  // 5: mitogen_mux.v1.Step.command:type_name -> mitogen_mux.v1.Command
-	10, // 6: mitogen_mux.v1.Step.put:type_name -> mitogen_mux.v1.Put
-	11, // 7: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
-	12, // 8: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
+	11, // 6: mitogen_mux.v1.Step.put:type_name -> mitogen_mux.v1.Put
+	12, // 7: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
+	13, // 8: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
 	5,  // 9: mitogen_mux.v1.Step.guard:type_name -> mitogen_mux.v1.Guard
-	9,  // 10: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
-	8,  // 11: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
-	8,  // 12: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
-	9,  // 13: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
-	14, // 14: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
-	15, // 15: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
-	17, // 16: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
-	16, // 17: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
-	0,  // 18: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
-	1,  // 19: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
-	13, // 20: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
-	20, // [20:21] is the sub-list for method output_type
-	19, // [19:20] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	10, // 10: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
+	9,  // 11: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
+	9,  // 12: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
+	8,  // 13: mitogen_mux.v1.Command.discovery:type_name -> mitogen_mux.v1.Discovery
+	10, // 14: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
+	15, // 15: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
+	16, // 16: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
+	18, // 17: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
+	17, // 18: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
+	0,  // 19: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
+	1,  // 20: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
+	14, // 21: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
+	21, // [21:22] is the sub-list for method output_type
+	20, // [20:21] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_mitogen_mux_v1_jobs_proto_init() }
@@ -1583,11 +1643,11 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 		(*Step_Get)(nil),
 		(*Step_Folder)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[9].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[10].OneofWrappers = []any{
 		(*Put_Path)(nil),
 		(*Put_HasBody)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[12].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[13].OneofWrappers = []any{
 		(*RunReply_Output)(nil),
 		(*RunReply_Result)(nil),
 		(*RunReply_Log)(nil),
@@ -1598,7 +1658,7 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_jobs_proto_rawDesc), len(file_mitogen_mux_v1_jobs_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
