@@ -67,6 +67,28 @@ def test_a_timeout_frees_the_account(stage: Site) -> None:
     harness.until(lambda: not sleepers(word), 10, "the group is gone")
 
 
+TOGETHER = """
+: >started.$$; : >running.$$
+ls | grep -c running >>seen
+tries=0
+until [ "$(ls | grep -c started)" -ge {forks} ]; do tries=$((tries + 1)); [ $tries -lt 600 ] || exit 1; sleep 0.1; done
+rm running.$$
+"""
+
+
+def test_as_many_as_forks_run_on_one_account(stage: Site) -> None:
+    """What 50 hosts delegate to the controller: the first jobs wait for each other, so that all of them must run at once; never are there more."""
+    forks, folder = 10, stage.work / "together"
+    stage.clean(["together"])
+    hosts = {f"h{n}": {"ansible_host": "192.0.2.1"} for n in range(50)}
+    local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    task = {"shell": TOGETHER.format(forks=forks), "args": {"chdir": str(folder)}, "delegate_to": "localhost", "vars": local}
+    run = stage.play(OURS, hosts, play(task), args=["-f", str(forks)])
+    assert run.rc == 0, run.said()
+    seen = [int(n) for n in (folder / "seen").read_text().split()]
+    assert len(seen) == 50 and max(seen) <= forks
+
+
 def test_an_agent_that_does_not_answer(stage: Site) -> None:
     """As if it were stuck in the kernel: the run can be ended, and so can the daemon; when the agent comes to itself it does as told."""
     word = f"74.{os.getpid() % 1000}"
