@@ -21,17 +21,17 @@ gen: ## the code made from proto/
 check: build ## lint, race, unit tests: before every commit, under 2 minutes
 	@python3 tools/tier.py check
 
-test: build ## unit tests, a smoke set of whole playbooks, the demo; on the oldest and the newest ansible-core: at most 25 minutes
+test: build ## unit tests, some 70 playbooks plain and through us, the demo; on the oldest and the newest ansible-core, some of it on the others: at most 25 minutes
 	@python3 tools/tier.py test
 
-integration: build ## some 70 playbooks plain and through us, on the oldest and the newest core, some on the others: half an hour
+integration: build ## all tests of whole playbooks, by every way; on the oldest and the newest core, some on the others: half an hour
 	@python3 tools/tier.py integration
 
 core-targets: build ## ansible-core's own integration targets, plain and through mitogen-mux, on the oldest and the newest ansible-core: hours
 	@tools/venv.sh 2.21
 	.venv-2.21/bin/python tests/core_targets/run.py
 
-matrix: build ## everything on every ansible-core
+matrix: build ## everything: all of it on the oldest and the newest ansible-core, every playbook on each of the others: an hour or two
 	@python3 tools/tier.py matrix
 
 bench: build ## workloads with plain Ansible, pipelining, Mitogen and mitogen-mux in turn, times and counts: hours

@@ -244,7 +244,15 @@ def check(tier: Tier) -> None:
     side_by_side(works, at_once=3)
 
 
-def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str) -> list[Work]:
+def collections_environ(core: str) -> dict[str, str]:
+    """Names a folder with the collections that go with a core, fetched."""
+    if make_venv(core):
+        return {}
+    done = subprocess.run(('tools/collections.sh', core), cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return {'MITOGEN_MUX_TEST_COLLECTIONS': done.stdout.strip()}
+
+
+def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str, collections: frozenset[str] = frozenset()) -> list[Work]:
     """Every test but those of the whole chain. ``pythons``: all or ends, for tests/agent; ``plugins``: arguments for tests/plugins."""
     environ = agent_environ()
     works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', './...')]
@@ -253,20 +261,28 @@ def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str) -> li
     for core in cores[1:]:
         works.append(functools.partial(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', f'--pythons={pythons}', env=environ))
     for core in cores:
-        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins', *plugins))
+        more = collections_environ(core) if core in collections else None
+        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins', *plugins, env=more))
     return works
 
 
 def chain(tier: Tier, depths: dict[str, str]) -> list[Work]:
     """tests/integration: how much of it on which core."""
-    return [
-        functools.partial(tier.pytest, f'integration {core}', core, 'tests/integration', f'--core={core}', f'--tier={depth}') for core, depth in depths.items()
-    ]
+    works: list[Work] = []
+    for core, depth in depths.items():
+        more = collections_environ(core) if depth == 'matrix' else None
+        works.append(functools.partial(tier.pytest, f'integration {core}', core, 'tests/integration', f'--core={core}', f'--tier={depth}', env=more))
+    return works
 
 
 def ends() -> tuple[str, str]:
     """The newest core that this machine can run, and the oldest."""
     return newest_core(), CORES[0]
+
+
+def between() -> list[str]:
+    """The other cores."""
+    return [core for core in CORES if core not in ends()]
 
 
 def main(argv: list[str]) -> int:
@@ -277,18 +293,24 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             make_cores()
-            side_by_side([*units(tier, ends()[::-1], 'ends', '-m', 'not stress'), *chain(tier, dict.fromkeys(ends(), 'smoke'))])
+            side_by_side(
+                [
+                    *chain(tier, dict.fromkeys(ends(), 'cases')),
+                    *units(tier, ends()[::-1], 'ends', '-m', 'not stress'),
+                    *chain(tier, dict.fromkeys(between(), 'smoke')),
+                ]
+            )
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
             tier = Tier('integration')
             make_cores()
-            others = [core for core in CORES if core not in ends()]
-            side_by_side(chain(tier, {**dict.fromkeys(ends(), 'test'), **dict.fromkeys(others, 'smoke')}))
+            side_by_side(chain(tier, {**dict.fromkeys(ends(), 'whole'), **dict.fromkeys(between(), 'smoke')}))
         case ['matrix']:
             tier = Tier('matrix')
             make_cores()
             check(tier)
-            side_by_side([*chain(tier, dict.fromkeys(CORES, 'matrix')), *units(tier, CORES, 'all')])
+            whole = chain(tier, {**dict.fromkeys(ends(), 'matrix'), **dict.fromkeys(between(), 'whole')})
+            side_by_side([*whole, *units(tier, CORES, 'all', collections=frozenset(ends()))])
             tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():
             tier = Tier('flake')

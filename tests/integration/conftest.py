@@ -18,26 +18,31 @@ import runs
 from oracle import Oracle
 
 INDEX: dict[str, dict[str, Any]] = yaml.safe_load((runs.CASES / "index.yml").read_text())
+TIERS = ("smoke", "cases", "whole", "matrix")
+"""How much to run: a few of the playbooks; all of them by the main way; by every way, and all other tests; everything by every way."""
+
 SMALL_WAYS = ("connection", "connection-noseams", "free", "host_pinned", "mitogen")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("mitogen-mux")
     group.addoption("--core", help="the ansible-core that must be under test, as 2.16; default: whatever --ansible is")
-    group.addoption("--tier", choices=("smoke", "test", "matrix"), default="test", help="how much to run")
+    group.addoption("--tier", choices=TIERS, default="whole", help="how much to run")
     group.addoption("--ansible", type=Path, help="ansible-playbook to test; default: the one beside this Python")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "tier(name): the smallest tier that runs this test (smoke, test, matrix); default test")
+    config.addinivalue_line("markers", f"tier(name): the smallest tier that runs this test ({', '.join(TIERS)}); default whole")
     config.addinivalue_line("markers", "last: runs after all others")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # accounts are removed then, too
 
 
 def selected(tier: str, way: str) -> list[str]:
     """The cases that a tier runs in a way. One list, so that a batch and its tests agree. "again" is plain once more."""
+    if tier in ("smoke", "cases") and way != "linear":
+        return []
     if tier == "smoke":
-        wanted = "smoke" if way == "linear" else ""
+        wanted = "smoke"
     elif way == "linear-nopipelining":
         wanted = "nopipelining"
     else:
@@ -58,12 +63,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    tiers = ("smoke", "test", "matrix")
-    reach = tiers.index(config.getoption("tier"))
+    reach = TIERS.index(config.getoption("tier"))
 
     def wanted(item: pytest.Item) -> bool:
         mark = item.get_closest_marker("tier")
-        return tiers.index(mark.args[0] if mark else "test") <= reach
+        return TIERS.index(mark.args[0] if mark else "whole") <= reach
 
     config.hook.pytest_deselected(items=[i for i in items if not wanted(i)])
     items[:] = [i for i in items if wanted(i)]
