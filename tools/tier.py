@@ -235,7 +235,9 @@ def check(tier: Tier) -> None:
         lambda: tier.check('ruff', '.venv-tools/bin/ruff', 'check', '--quiet', *code),
         lambda: tier.check('ruff format', '.venv-tools/bin/ruff', 'format', '--check', '--quiet', *code),
         lambda: tier.check('mypy', '.venv-tools/bin/mypy'),
-        lambda: tier.check('vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py')),
+        lambda: tier.check(
+            'vermin', '.venv-tools/bin/vermin', '--config-file', 'tools/vermin.ini', *tracked('internal/agent/*.py', 'ansible_plugins/modules/*.py')
+        ),
     ]
     for target in CROSS:
         system, _, machine = target.partition('/')
@@ -266,12 +268,12 @@ def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str, colle
     return works
 
 
-def chain(tier: Tier, depths: dict[str, str]) -> list[Work]:
-    """tests/integration: how much of it on which core."""
+def chain(tier: Tier, depths: dict[str, str], *which: str) -> list[Work]:
+    """tests/integration: how much of it on which core; ``which``: arguments for pytest."""
     works: list[Work] = []
     for core, depth in depths.items():
         more = collections_environ(core) if depth == 'matrix' else None
-        works.append(functools.partial(tier.pytest, f'integration {core}', core, 'tests/integration', f'--core={core}', f'--tier={depth}', env=more))
+        works.append(functools.partial(tier.pytest, f'integration {core}', core, 'tests/integration', f'--core={core}', f'--tier={depth}', *which, env=more))
     return works
 
 
@@ -293,13 +295,8 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             make_cores()
-            side_by_side(
-                [
-                    *chain(tier, dict.fromkeys(ends(), 'cases')),
-                    *units(tier, ends()[::-1], 'ends', '-m', 'not stress'),
-                    *chain(tier, dict.fromkeys(between(), 'smoke')),
-                ]
-            )
+            works = units(tier, ends()[::-1], 'ends', '-m', 'not stress')
+            side_by_side([*chain(tier, dict.fromkeys(ends(), 'cases')), *works, *chain(tier, dict.fromkeys(between(), 'smoke'), '-k', 'test_case')])
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
             tier = Tier('integration')

@@ -325,7 +325,7 @@ def missing_seams() -> str:
     for name in _ACTION_HELPERS:
         if not callable(getattr(action.ActionBase, name, None)):
             return f'ActionBase.{name}'
-    if not callable(getattr(copy.ActionModule, '_copy_file', None)):
+    if not callable(getattr(copy.ActionModule, '_copy_file', None)) or not callable(getattr(copy, '_walk_dirs', None)):
         return 'the action copy'
     for name in ('recursive_finder', '_add_module_to_zip', '_get_shebang', '_extract_interpreter', '_is_binary', '_get_ansible_module_fqn'):
         if not callable(getattr(module_common, name, None)):

@@ -58,6 +58,7 @@ class MuxConnection(errands.Carrier):
     _mux_escalation: hops.Escalation | None = None
     _mux_remembers = False
     _mux_discovery: jobs_pb2.Discovery | None = None
+    _mux_input = ''
     _mux_rehearse: t.Callable[[], list[rehearsal.Question]] | None = None
     _mux_known: list[tuple[rehearsal.Question, Result]] | None = None
 
@@ -212,6 +213,7 @@ class MuxConnection(errands.Carrier):
         module = jobs_pb2.Module(
             payload=token.source.key(), params=token.params, name=token.source.name, rlimit_nofile=token.rlimit_nofile, process=self.mux_process()
         )
+        module.input = self._mux_input
         module.logging = display.verbosity() > 2 and not payload.silent(token)
         for name, value in token.environment:
             module.environment.add(name=name, value=value)
@@ -249,6 +251,15 @@ class MuxConnection(errands.Carrier):
             yield
         finally:
             self._mux_discovery = None
+
+    @contextlib.contextmanager
+    def mux_input(self, index: str) -> t.Iterator[None]:
+        """Meanwhile modules get the files that the file ``index`` names (jobs_pb2.Module.input)."""
+        self._mux_input = index
+        try:
+            yield
+        finally:
+            self._mux_input = ''
 
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""

@@ -15,7 +15,7 @@ from ansible.executor import module_common
 from ansible.plugins import action as action_plugins
 from ansible.plugins.loader import connection_loader
 
-from . import actions, compat, connection, display, payload, standins
+from . import actions, compat, connection, display, payload, standins, trees
 
 _current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
 """The action whose module is being built: modify_module itself is not told."""
@@ -52,6 +52,7 @@ def install() -> None:
     base._is_pipelining_enabled = _is_pipelining_enabled(base._is_pipelining_enabled)
     base._transfer_data = _transfer_data(base._transfer_data)
     actions.install(ours)
+    trees.install(ours)
     compat.show_variables(connection.MuxConnection)
 
 

@@ -124,19 +124,25 @@ class Module(Job):
     def start(self, record):
         if not self.chain:
             self.agent.refuse_if_stale()
-        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9), (4, 6))
+        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9, 10), (4, 6))
         self.params = [self.fields[2]]
         if self.fields[8] == b'1':
             self.accepts = (DATA,)      # the rest of the params
         else:
             self.run()
+            if self.stdin:
+                self.accepts = (DATA,)
 
     def data(self, kind, payload):
+        if self.stdin:
+            return self.stdin.write(payload)
         self.params.append(payload)
         self.took(len(payload))
 
     def end(self):
-        if self.accepts:
+        if self.stdin:
+            self.stdin.end()
+        elif self.accepts:
             self.opened = clock()
             self.run()
 
@@ -167,7 +173,7 @@ class Module(Job):
             if self.report and pid == os.getpid():
                 agent.importer.write_report(self.report)
             return code
-        self.launch(child, stdin=False, patient=True)
+        self.launch(child, stdin=fields[10] == b'1', patient=True)
 
     def exited(self, status, usage):
         if self.report:

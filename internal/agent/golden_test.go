@@ -69,6 +69,7 @@ func goldenMessages() []goldenMessage {
 		{"open-module-bare", down, Frame{TypeOpen, 2, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping"}},
 		{"open-module-long", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{"a":`), Name: "copy", ParamsFollow: true}},
 		{"open-module-logging", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Logging: true}},
+		{"open-module-stdin", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Stdin: true}},
 		{"open-command", down, Frame{TypeOpen, 4, nil}, Command{
 			Argv: words("/bin/sh", "-c", "echo 'x'; \xfe", ""), TTY: true, Cwd: []byte("/"), Environ: words("A=b"),
 		}},

@@ -133,6 +133,7 @@ type Module struct {
 	Environ      [][]byte
 	RlimitNofile uint64
 	Logging      bool // what it writes to Python's logging comes in the Result
+	Stdin        bool // what is sent on the stream is its stdin; Params have to fit into the OPEN frame
 
 	// ParamsFollow: Params go on as DATA until END. Open sets it when they are too long for the OPEN frame, and sends the rest.
 	ParamsFollow bool

@@ -198,6 +198,7 @@ func (m Module) fields(r *record) {
 	r.putUint(7, m.RlimitNofile)
 	r.putBool(8, m.ParamsFollow)
 	r.putBool(9, m.Logging)
+	r.putBool(10, m.Stdin)
 }
 
 func (c Command) fields(r *record) {
@@ -255,7 +256,7 @@ func DecodeRequest(payload []byte) (Request, error) {
 		return decodeRequest(&m, fields, schema{
 			1: asDigest(&m.Manifest), 2: asBytes(&m.Params), 3: asString(&m.Name), 4: asList(&m.Environment), 5: asBytes(&m.Cwd),
 			6: asList(&m.Environ), 7: asUint(&m.RlimitNofile, maxCount), 8: asBool(&m.ParamsFollow),
-			9: asBool(&m.Logging),
+			9: asBool(&m.Logging), 10: asBool(&m.Stdin),
 		})
 	case KindCommand:
 		var c Command

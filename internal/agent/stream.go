@@ -182,7 +182,7 @@ func valueOf(r Request) Request {
 // split cuts the params of a module that do not fit into an OPEN of so many bytes.
 func split(r Request, most int) (Request, []byte) {
 	m, ok := r.(Module)
-	if !ok || len(EncodeRequest(m)) <= most {
+	if !ok || m.Stdin || len(EncodeRequest(m)) <= most {
 		return r, nil
 	}
 	params := m.Params
@@ -200,7 +200,7 @@ func split(r Request, most int) (Request, []byte) {
 func (s *Stream) takes(t FrameType) bool {
 	switch r := s.request.(type) {
 	case Module:
-		return t == TypeData && r.ParamsFollow
+		return t == TypeData && (r.ParamsFollow || r.Stdin)
 	case Command, Put, Blobs:
 		return t == TypeData
 	case Spawn:

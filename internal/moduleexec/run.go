@@ -44,6 +44,7 @@ type Module struct {
 	Environ      [][]byte // "name=value", in place of the account's if there are any
 	RlimitNofile uint64
 	Logging      bool // see Result.Logged
+	Body         Body // nil: stdin is at EOF
 }
 
 // Command is one run of a command.
@@ -93,11 +94,12 @@ func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, e
 		Environ:      m.Environ,
 		RlimitNofile: m.RlimitNofile,
 		Logging:      m.Logging,
+		Stdin:        m.Body != nil,
 	})
 	if err != nil {
 		return Result{}, typed(ctx, err)
 	}
-	return finish(ctx, stream, nil, out, started)
+	return finish(ctx, stream, m.Body, out, started)
 }
 
 // RunCommand runs a command, by the agent or, where there is none or a real terminal can be had, by Exec. Errors are *fault.Error; a

@@ -39,6 +39,7 @@ type guard struct {
 type moduleStep struct {
 	payload []byte
 	module  moduleexec.Module
+	input   string // names the files whose contents are its stdin; empty: it has none
 }
 
 type commandStep struct {
@@ -265,7 +266,12 @@ func toModule(m *muxv1.Module) (*moduleStep, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &moduleStep{payload: m.GetPayload(), module: moduleexec.Module{
+	if m.GetInput() != "" {
+		if err := localPath(m.GetInput()); err != nil {
+			return nil, err
+		}
+	}
+	return &moduleStep{payload: m.GetPayload(), input: m.GetInput(), module: moduleexec.Module{
 		Params:       m.GetParams(),
 		Name:         m.GetName(),
 		Environment:  environment,

@@ -276,6 +276,14 @@ func (r *request) fresh(ctx context.Context, run func() error) error {
 func (r *request) runModule(ctx context.Context, i uint32, of asked, m *moduleexec.Module) (result *muxv1.StepResult, err error) {
 	run := func() error {
 		result, err = r.runJob(ctx, i, of, func(out *moduleexec.Output) (moduleexec.Result, error) {
+			if input := r.steps[i].module.input; input != "" {
+				bundle, err := fileservice.OpenBundle(input)
+				if err != nil {
+					return moduleexec.Result{}, err
+				}
+				defer bundle.Close()
+				m.Body = bundle.Next
+			}
 			return moduleexec.RunModule(ctx, moduleCaller{of.node}, m, out)
 		})
 		return err

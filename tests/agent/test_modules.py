@@ -292,6 +292,25 @@ def test_params_longer_than_a_frame(modules):
     assert modules.agent.result(stream).data.startswith(b'0 ')
 
 
+def test_stdin(modules):
+    """What the daemon sends is the module's stdin, which is at its end otherwise; one that does not read it ends all the same."""
+    digest = modules.add("""
+        import hashlib, sys
+        data = getattr(sys.stdin, 'buffer', sys.stdin).read()
+        sys.stdout.write('%d %s' % (len(data), hashlib.sha256(data).hexdigest()))
+        sys.exit(0)
+    """)
+    for body in (b'', b'some', os.urandom(3 * WINDOW)):
+        stream = modules.agent.open(MODULE, (1, digest), (2, b'{}'), (10, b'1'))
+        modules.agent.feed(stream, body)
+        assert modules.agent.result(stream).data.decode() == '%d %s' % (len(body), hashlib.sha256(body).hexdigest())
+    assert modules.again(digest).data.startswith(b'0 ')
+    deaf = modules.add('import sys\nsys.stdout.write("done")\nsys.exit(0)\n')
+    stream = modules.agent.open(MODULE, (1, deaf), (2, b'{}'), (10, b'1'))
+    modules.agent.feed(stream, bytes(3 * WINDOW))
+    assert modules.agent.result(stream).data == b'done'
+
+
 def test_much_output(modules):
     result = modules.run('''
         import sys

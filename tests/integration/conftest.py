@@ -48,7 +48,7 @@ def selected(tier: str, way: str) -> list[str]:
         wanted = "nopipelining"
     else:
         wanted = "all" if tier == "matrix" or way == "linear" else "ways"
-    return [c for c, about in INDEX.items() if wanted == "all" or about.get(wanted)]
+    return [c for c, about in INDEX.items() if (wanted == "all" or about.get(wanted)) and not (tier == "cases" and about.get("whole"))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

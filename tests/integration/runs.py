@@ -264,7 +264,7 @@ class Site:
         while process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)
-            size = (directory / "stdout").stat().st_size
+            size = sum(path.stat().st_size for name in ("stdout", "events") if (path := directory / name).exists())
             if size != said:
                 said, since = size, time.monotonic()
             if time.monotonic() - since > SILENCE:

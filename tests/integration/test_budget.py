@@ -154,3 +154,27 @@ def test_an_interpreter_is_found_on_the_way(site: Site, binary: Path) -> None:
     assert run.rc == 0, run.said()
     counters = site.status()["counters"]
     assert (int(counters["dials"]), int(counters["jobs"])) == (2, 1 if site.version() >= (2, 19) else 2)
+
+
+def test_a_folder_goes_in_one_piece(site: Site, relay: Relay) -> None:
+    """Two questions, one that looks and one that does, however many files there are; and the action's folder goes again."""
+    source = site.base / "folder"
+    for n in range(50):
+        (source / f"{n % 5}").mkdir(parents=True, exist_ok=True)
+        (source / f"{n % 5}" / f"{n}").write_text("x" * n)
+    (source / "empty").mkdir()
+    site.clean(["budget"])
+    site.stop_daemon()
+    hosts = {"h": site.host_vars(OURS, site.login, ansible_port=relay.port)}
+
+    def trips(name: str) -> int:
+        run = site.play(OURS, hosts, play({"copy": {"src": f"{source}/", "dest": f"{site.work}/budget/{name}"}}))
+        assert run.rc == 0, run.said()
+        return int(agent_node(site.status()["nodes"])["round_trips"])
+
+    warm = trips("warm")  # what a module's first use costs is not counted
+    first = trips("first")
+    (source / "0" / "more").write_text("more")
+    again = trips("first")
+    assert (first - warm, again - first) == (3, 3)
+    shutil.rmtree(source)

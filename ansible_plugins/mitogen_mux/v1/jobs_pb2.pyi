@@ -66,7 +66,7 @@ class Guard(_message.Message):
     def __init__(self, step: _Optional[int] = ..., field: _Optional[str] = ..., value: _Optional[str] = ..., unequal: bool = ...) -> None: ...
 
 class Module(_message.Message):
-    __slots__ = ("payload", "params", "name", "environment", "process", "rlimit_nofile", "logging")
+    __slots__ = ("payload", "params", "name", "environment", "process", "rlimit_nofile", "logging", "input")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class Module(_message.Message):
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     RLIMIT_NOFILE_FIELD_NUMBER: _ClassVar[int]
     LOGGING_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     params: bytes
     name: str
@@ -81,7 +82,8 @@ class Module(_message.Message):
     process: Process
     rlimit_nofile: int
     logging: bool
-    def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ...) -> None: ...
+    input: str
+    def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ..., input: _Optional[str] = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("argv", "plain", "has_body", "tty", "process", "remember", "discovery")

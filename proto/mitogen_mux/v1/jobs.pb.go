@@ -501,14 +501,17 @@ func (x *Guard) GetUnequal() bool {
 
 // Module is one run of a new-style Python module from Ansible's own payload.
 type Module struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`         // the payload's key (Files.Upload); unknown to the daemon: Error.PAYLOAD_WANTED
-	Params        []byte                 `protobuf:"bytes,2,opt,name=params,proto3" json:"params,omitempty"`           // JSON, as Ansible's own encoder wrote it
-	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`               // for people
-	Environment   []*Variable            `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty"` // added to the account's environment
-	Process       *Process               `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
-	RlimitNofile  uint64                 `protobuf:"varint,6,opt,name=rlimit_nofile,json=rlimitNofile,proto3" json:"rlimit_nofile,omitempty"` // 0: as it is
-	Logging       bool                   `protobuf:"varint,7,opt,name=logging,proto3" json:"logging,omitempty"`                               // what it writes to Python's logging comes as Log events of level VVV, before its result
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Payload      []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"`         // the payload's key (Files.Upload); unknown to the daemon: Error.PAYLOAD_WANTED
+	Params       []byte                 `protobuf:"bytes,2,opt,name=params,proto3" json:"params,omitempty"`           // JSON, as Ansible's own encoder wrote it
+	Name         string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`               // for people
+	Environment  []*Variable            `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty"` // added to the account's environment
+	Process      *Process               `protobuf:"bytes,5,opt,name=process,proto3" json:"process,omitempty"`
+	RlimitNofile uint64                 `protobuf:"varint,6,opt,name=rlimit_nofile,json=rlimitNofile,proto3" json:"rlimit_nofile,omitempty"` // 0: as it is
+	Logging      bool                   `protobuf:"varint,7,opt,name=logging,proto3" json:"logging,omitempty"`                               // what it writes to Python's logging comes as Log events of level VVV, before its result
+	// A file of the controller that names files there, absolute, each ended by NUL: the module's stdin is, for each, its size (64 bit,
+	// big-endian), its content and the SHA-256 of that; 32 zero bytes if it cannot be read, or has changed meanwhile. Empty: stdin is at EOF.
+	Input         string `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -590,6 +593,13 @@ func (x *Module) GetLogging() bool {
 		return x.Logging
 	}
 	return false
+}
+
+func (x *Module) GetInput() string {
+	if x != nil {
+		return x.Input
+	}
+	return ""
 }
 
 // Command is a command line for the account's shell.
@@ -1483,7 +1493,7 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x18\n" +
-	"\aunequal\x18\x04 \x01(\bR\aunequal\"\xfc\x01\n" +
+	"\aunequal\x18\x04 \x01(\bR\aunequal\"\x92\x02\n" +
 	"\x06Module\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x16\n" +
 	"\x06params\x18\x02 \x01(\fR\x06params\x12\x12\n" +
@@ -1491,7 +1501,8 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\venvironment\x18\x04 \x03(\v2\x18.mitogen_mux.v1.VariableR\venvironment\x121\n" +
 	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12#\n" +
 	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\x12\x18\n" +
-	"\alogging\x18\a \x01(\bR\alogging\"\xe8\x01\n" +
+	"\alogging\x18\a \x01(\bR\alogging\x12\x14\n" +
+	"\x05input\x18\b \x01(\tR\x05input\"\xe8\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\fR\x04argv\x12\x14\n" +
 	"\x05plain\x18\x02 \x01(\fR\x05plain\x12\x19\n" +
