@@ -31,7 +31,7 @@ core-targets: build ## ansible-core's own integration targets, plain and through
 	@tools/venv.sh 2.21
 	.venv-2.21/bin/python tests/core_targets/run.py
 
-matrix: build ## everything: all of it on the oldest and the newest ansible-core, every playbook on each of the others: an hour or two
+matrix: build ## everything: all of it on the oldest and the newest ansible-core, unit tests and every playbook on the others: an hour or more
 	@python3 tools/tier.py matrix
 
 bench: build ## workloads with plain Ansible, pipelining, Mitogen and mitogen-mux in turn, times and counts: hours

@@ -221,14 +221,21 @@ def side_by_side(works: list[Work], at_once: int = 2) -> None:
 
 def check(tier: Tier) -> None:
     """What must hold before every commit. The steps run side by side, the longest first."""
-    make_venv('tools')
-    make_venv('gen')
     newest = newest_core()
-    code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
     works: list[Work] = [
         lambda: tier.go_test('go test -short', '-race', '-short', './...'),
         lambda: tier.pytest('plugins', newest, 'tests/plugins', '-m', 'not slow and not stress'),
         lambda: tier.pytest('agent', newest, 'tests/agent', '-m', 'not slow'),
+    ]
+    side_by_side([*works, *lint(tier)], at_once=3)
+
+
+def lint(tier: Tier) -> list[Work]:
+    """All that looks at the code without running it."""
+    make_venv('tools')
+    make_venv('gen')
+    code = [folder for folder in PYTHON_CODE if (ROOT / folder).exists()]
+    works: list[Work] = [
         lambda: tier.check('gofumpt', *GO_TOOL, 'gofumpt', '-l', *tracked('*.go'), quiet=True),
         lambda: tier.check('generated code', 'tools/gen.sh', '--check'),
         lambda: tier.check('golangci-lint', *GO_TOOL, 'golangci-lint', 'run', './...'),
@@ -243,7 +250,7 @@ def check(tier: Tier) -> None:
         system, _, machine = target.partition('/')
         env = {'GOOS': system, 'GOARCH': machine, 'CGO_ENABLED': '0'}
         works.append(functools.partial(tier.check, f'build {target}', 'go', 'build', '-o', os.devnull, './cmd/...', env=env))
-    side_by_side(works, at_once=3)
+    return works
 
 
 def collections_environ(core: str) -> dict[str, str]:
@@ -305,9 +312,8 @@ def main(argv: list[str]) -> int:
         case ['matrix']:
             tier = Tier('matrix')
             make_cores()
-            check(tier)
-            whole = chain(tier, {**dict.fromkeys(ends(), 'matrix'), **dict.fromkeys(between(), 'whole')})
-            side_by_side([*whole, *units(tier, CORES, 'all', collections=frozenset(ends()))])
+            whole = chain(tier, {**dict.fromkeys(ends(), 'matrix'), **dict.fromkeys(between(), 'cases')})
+            side_by_side([*whole, *units(tier, CORES, 'all', collections=frozenset(ends())), *lint(tier)])
             tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():
             tier = Tier('flake')

@@ -166,11 +166,11 @@ func TestBundleIsCancelled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancelCause(t.Context())
 	if _, err := b.Next(ctx); err != nil {
 		t.Fatal(err)
 	}
-	cancel()
+	cancel(nil)
 	if _, err := b.Next(ctx); fault.KindOf(err) != fault.Cancelled {
 		t.Errorf("got %v", err)
 	}
