@@ -14,7 +14,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
-from . import ansiballz, daemon, display, errands, errors, hops, payload, rehearsal
+from . import ansiballz, daemon, display, errands, errors, hops, payload, rehearsal, successors
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -97,7 +97,10 @@ class MuxConnection(errands.Carrier):
 
     def mux_learn(self, variables: t.Any) -> None:
         """Takes what the core knows of the hosts."""
-        self.mux_hostvars = (variables or {}).get('hostvars', self.mux_hostvars)
+        if not variables:
+            return
+        self.mux_hostvars = variables.get('hostvars', self.mux_hostvars)
+        successors.warn_of_variables(variables)
 
     def mux_host(self) -> str:
         """Whom messages are about: the inventory name, where it is known."""

@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import baton, compat, daemon, display, reuse, seams, waits, worker
+from . import baton, compat, daemon, display, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -39,6 +39,7 @@ class StrategyMixin:
         if not seams.enabled():
             return super().run(iterator, play_context)  # type: ignore[misc]
         _attach()
+        successors.warn_of_environment()
         seams.install()
         compat.prewarm()
         undo = seams.substitute()

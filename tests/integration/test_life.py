@@ -121,3 +121,11 @@ def test_everything_in_the_daemons_folder_is_private(fresh: Site) -> None:
     assert fresh.play(WAYS["linear"], hosts, play(HELLO)).rc == 0
     assert os.stat(fresh.mux).st_mode & 0o777 == 0o700
     assert {p.name: oct(p.stat().st_mode & 0o077) for p in fresh.mux.iterdir()} == {p.name: "0o0" for p in fresh.mux.iterdir()}
+
+
+def test_names_that_do_nothing_here_are_warned_of_once(fresh: Site) -> None:
+    hosts = {f"h{n}": fresh.host_vars(WAYS["linear"], fresh.login, mitogen_ssh_compression=False, mitogen_task_isolation="fork") for n in range(3)}
+    run = fresh.play(WAYS["linear"], hosts, play(HELLO, HELLO), env={"MITOGEN_SAVE_PIDS": "1"})
+    assert run.rc == 0, run.said()
+    said = " ".join(run.stderr.split())
+    assert [said.count(word) for word in ("mitogen_ssh_compression has no effect", "MITOGEN_SAVE_PIDS has no effect", "isolation")] == [1, 1, 0], run.said()
