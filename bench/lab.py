@@ -22,10 +22,8 @@ BIN = PROJECT / 'bin'
 class Relay:
     """bench/relay, asked over its stdin."""
 
-    def __init__(self, port: int, delay: str) -> None:
-        self._process = subprocess.Popen(
-            [BIN / 'relay', '--to', f'127.0.0.1:{port}', '--delay', delay], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, port: int, delay: str = '0s', program: pathlib.Path = BIN / 'relay') -> None:
+        self._process = subprocess.Popen([program, '--to', f'127.0.0.1:{port}', '--delay', delay], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = int(self._read().rpartition(':')[2])
 
     def _read(self) -> str:
@@ -50,7 +48,7 @@ class Group:
         mounts = [line.split() for line in pathlib.Path('/proc/mounts').read_text().splitlines()]
         for mount in mounts:
             if mount[2] == 'cgroup2':
-                folder = pathlib.Path(mount[1], f'mitogen-mux-demo-{os.getpid()}-{name}')
+                folder = pathlib.Path(mount[1], f'mitogen-mux-{os.getpid()}-{name}')
                 with contextlib.suppress(OSError):
                     folder.mkdir()
                     self._folder = folder

@@ -287,7 +287,7 @@ func (w *walk) anyAgent(h hop.Hop) bool {
 		return false
 	}
 	h.Interpreter = ""
-	n := newest(match(w.at.lookup, h))
+	n := t.livingLocked(func() []*node { return match(w.at.lookup, h) })
 	if n != nil {
 		w.stepLocked(n, false)
 	}
@@ -310,7 +310,7 @@ func (w *walk) anyReady() *node {
 	if t.closing {
 		return nil
 	}
-	n := newest(t.endsLocked(w.path, w.run.ID))
+	n := t.livingLocked(func() []*node { return t.endsLocked(w.path, w.run.ID) })
 	if n == nil {
 		return nil
 	}
@@ -368,6 +368,15 @@ func match(among map[edge]*node, h hop.Hop) []*node {
 		}
 	}
 	return found
+}
+
+// livingLocked is the one of the found nodes that was used last and is not ending.
+func (t *Tree) livingLocked(find func() []*node) *node {
+	for {
+		if n := newest(find()); n == nil || !t.noticeLocked(n) {
+			return n
+		}
+	}
 }
 
 // newest is the node that was used last.

@@ -262,15 +262,28 @@ func TestRequestsOfALostConnectionLearnWhy(t *testing.T) {
 
 // A request's error may be known before the link has ended. Whoever comes then gets a new agent.
 func TestAnAgentThatIsEndingServesNobody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		tree, w := newTree(t, Options{})
-		acquire(t, tree, run("r1"), "h1", sshPath...).Release()
-		w.peers[0].fails.Store(&fault.Error{Kind: fault.AgentDied, Message: "killed"})
-		acquire(t, tree, run("r1"), "h1", sshPath...).Release()
-		if dials, _ := w.count("h1"); dials != 1 || len(w.peers) != 2 {
-			t.Errorf("%d dials, %d agents", dials, len(w.peers))
-		}
-	})
+	for name, c := range map[string]struct {
+		path  hop.Path
+		agent bool // one is found
+		peers int  // that there have been at the end
+	}{
+		"by its name": {sshPath, true, 2},
+		"any":         {hop.Path{sshHop("h1", "")}, false, 1},
+		"on the way":  {hop.Path{sshHop("h1", "another"), becomeHop("root", "py")}, true, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				tree, w := newTree(t, Options{})
+				acquire(t, tree, run("r1"), "h1", sshPath...).Release()
+				w.peers[0].fails.Store(&fault.Error{Kind: fault.AgentDied, Message: "killed"})
+				found := acquire(t, tree, run("r1"), "h1", c.path...)
+				defer found.Release()
+				if dials, _ := w.count("h1"); dials != 1 || len(w.peers) != c.peers || found.HasAgent() != c.agent {
+					t.Errorf("%d dials, %d agents, one found: %v", dials, len(w.peers), found.HasAgent())
+				}
+			})
+		})
+	}
 }
 
 // deadTransport makes the next Exec find that the connection has been dead for a while.

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,26 +16,12 @@ import runs
 from runs import WAYS, Site
 from test_life import play
 
+sys.path.insert(0, str(runs.PROJECT / "bench"))
+
+from lab import Relay
+
 OURS = WAYS["linear"]
 FEW, MANY = 3, 10
-
-
-class Relay:
-    """bench/relay between the controller and the host."""
-
-    def __init__(self, program: Path, port: int) -> None:
-        self.process = subprocess.Popen([program, "--to", f"127.0.0.1:{port}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline().rpartition(":")[2])
-
-    def stats(self) -> dict[str, int]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write("stats\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def close(self) -> None:
-        self.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +31,7 @@ def relay(site: Site, binary: Path) -> Iterator[Relay]:
         pytest.skip("needs go to build bench/relay")
     program = site.base / "relay"
     subprocess.run([go, "build", "-o", str(program), "./bench/relay"], cwd=runs.PROJECT, check=True)
-    it = Relay(program, site.sshd.port)
+    it = Relay(site.sshd.port, program=program)
     line = site.sshd.known_hosts.read_text()
     site.sshd.known_hosts.write_text(line + line.replace(f"]:{site.sshd.port} ", f"]:{it.port} "))
     yield it
@@ -72,7 +59,7 @@ def test_one_round_trip_a_task(site: Site, relay: Relay, task: list[object]) -> 
     def counts(times: int) -> tuple[dict[str, object], dict[str, int]]:
         run = site.play(OURS, hosts, play(*task * times, vars={"n": 1}))
         assert run.rc == 0, run.said()
-        return agent_node(site.status()["nodes"]), relay.stats()
+        return agent_node(site.status()["nodes"]), relay.ask("stats")
 
     site.stop_daemon()
     node, wire = counts(1)  # brings the agent and the module's blobs; what comes after it is the budget
@@ -140,9 +127,9 @@ def test_a_module_crosses_once(site: Site, relay: Relay) -> None:
     tasks = play({"command": "echo x"}, {"stat": {"path": "/etc/hosts"}}, {"setup": {"gather_subset": ["!all", "min"]}})
     site.stop_daemon()
     assert site.play(OURS, hosts, tasks).rc == 0
-    before = relay.stats()
+    before = relay.ask("stats")
     assert site.play(OURS, hosts, tasks).rc == 0
-    after = relay.stats()
+    after = relay.ask("stats")
     assert after["connections"] == before["connections"]
     assert after["up_bytes"] - before["up_bytes"] <= 3 * 1024
 
