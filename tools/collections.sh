@@ -6,7 +6,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 core=$1
-distribution=$((${core#2.} - 7)) # 9.x goes with 2.16, and so on
+distribution=$((${core#2.} - 7)) # 10.x goes with 2.17, and so on
+[ $distribution -ge 10 ] || distribution=10 # its collections take 2.16, too, and it is the first with all become plugins
 place=$PWD/.cache/collections/$distribution
 if [ ! -e "$place" ]; then
     draft=$place.draft

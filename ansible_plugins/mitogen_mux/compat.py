@@ -49,6 +49,16 @@ COPY_CLEARS_ACLS = _copy_clears_acls()
 """Whether the module copy takes ACLs off a file for another account, which leaves traces in its mode: 2.16, ended by 2.17."""
 
 
+def _copy_knows_parents() -> bool:
+    from ansible.plugins.action import copy
+
+    return 'implicit_directories.add(source_rel)' in inspect.getsource(copy)
+
+
+COPY_KNOWS_PARENTS = _copy_knows_parents()
+"""Whether copy of a folder leaves out the folders that its files have made: since 2.20. Up to 2.19 it asks for each of them."""
+
+
 def likely_interpreters(discovery_mode: str) -> list[str]:
     """Which interpreter the core will choose if it finds one of these: the first. Up to 2.18 it looks into a map of distributions, of which
     nearly all have the same; later cores take what they find first."""

@@ -22,7 +22,7 @@ from ansible.plugins.action import copy as copy_action
 from ansible.plugins.loader import module_loader
 from ansible.utils.hashing import checksum
 
-from . import display
+from . import compat, display
 
 Ours = t.Callable[[t.Any], bool]
 
@@ -178,7 +178,7 @@ class Tree:
         preserve = self._action._task.args.get('mode') == 'preserve'
         decrypt = boolean(self._action._task.args.get('decrypt', True), strict=False)
         for full, path in self._found['files']:
-            parent = path
+            parent = path if compat.COPY_KNOWS_PARENTS else ''
             while parent := os.path.dirname(parent):
                 above.add(parent)
             if not entries and path != first:
