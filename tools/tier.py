@@ -261,9 +261,10 @@ def collections_environ(core: str) -> dict[str, str]:
     return {'MITOGEN_MUX_TEST_COLLECTIONS': done.stdout.strip()}
 
 
-def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str, collections: frozenset[str] = frozenset()) -> list[Work]:
-    """Every test but those of the whole chain. ``pythons``: all or ends, for tests/agent; ``plugins``: arguments for tests/plugins."""
+def units(tier: Tier, marks: dict[str, str], pythons: str, collections: frozenset[str] = frozenset()) -> list[Work]:
+    """Every test but those of the whole chain. ``marks``: which of tests/plugins on which core; ``pythons``: all or ends, for tests/agent."""
     environ = agent_environ()
+    cores = list(marks)
     works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', './...')]
     # The agent meets an ansible-core only in the stock modules that it runs.
     works.append(lambda: tier.pytest('agent', cores[0], 'tests/agent', f'--pythons={pythons}', env=environ))
@@ -271,7 +272,7 @@ def units(tier: Tier, cores: tuple[str, ...], pythons: str, *plugins: str, colle
         works.append(functools.partial(tier.pytest, f'agent {core}', core, 'tests/agent/test_stock.py', f'--pythons={pythons}', env=environ))
     for core in cores:
         more = collections_environ(core) if core in collections else None
-        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins', *plugins, env=more))
+        works.append(functools.partial(tier.pytest, f'plugins {core}', core, 'tests/plugins', '-m', marks[core], env=more))
     return works
 
 
@@ -302,7 +303,7 @@ def main(argv: list[str]) -> int:
         case ['test']:
             tier = Tier('test')
             make_cores()
-            works = units(tier, ends()[::-1], 'ends', '-m', 'not stress')
+            works = units(tier, {ends()[1]: 'not stress and not slow', ends()[0]: 'not stress'}, 'ends')
             side_by_side([*chain(tier, dict.fromkeys(ends(), 'cases')), *works, *chain(tier, dict.fromkeys(between(), 'smoke'), '-k', 'test_case')])
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
@@ -313,7 +314,7 @@ def main(argv: list[str]) -> int:
             tier = Tier('matrix')
             make_cores()
             whole = chain(tier, {**dict.fromkeys(ends(), 'matrix'), **dict.fromkeys(between(), 'cases')})
-            side_by_side([*whole, *units(tier, CORES, 'all', collections=frozenset(ends())), *lint(tier)])
+            side_by_side([*whole, *units(tier, dict.fromkeys(CORES, ''), 'all', frozenset(ends())), *lint(tier)])
             tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():
             tier = Tier('flake')
