@@ -292,7 +292,8 @@ def ends() -> tuple[str, str]:
 
 def between() -> list[str]:
     """The other cores."""
-    return [core for core in CORES if core not in ends()]
+    known = ends()
+    return [core for core in CORES if core not in known]
 
 
 def main(argv: list[str]) -> int:

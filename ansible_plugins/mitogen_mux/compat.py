@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import inspect
 import json
 import os
@@ -49,14 +50,12 @@ COPY_CLEARS_ACLS = _copy_clears_acls()
 """Whether the module copy takes ACLs off a file for another account, which leaves traces in its mode: 2.16, ended by 2.17."""
 
 
-def _copy_knows_parents() -> bool:
+@functools.cache
+def copy_knows_parents() -> bool:
+    """Whether copy of a folder leaves out the folders that its files have made: since 2.20. Up to 2.19 it asks for each of them."""
     from ansible.plugins.action import copy
 
     return 'implicit_directories.add(source_rel)' in inspect.getsource(copy)
-
-
-COPY_KNOWS_PARENTS = _copy_knows_parents()
-"""Whether copy of a folder leaves out the folders that its files have made: since 2.20. Up to 2.19 it asks for each of them."""
 
 
 def likely_interpreters(discovery_mode: str) -> list[str]:

@@ -100,7 +100,7 @@ class MuxConnection(errands.Carrier):
         if not variables:
             return
         self.mux_hostvars = variables.get('hostvars', self.mux_hostvars)
-        successors.warn_of_variables(variables)
+        successors.warn(successors.VARIABLES, variables)
 
     def mux_host(self) -> str:
         """Whom messages are about: the inventory name, where it is known."""
@@ -238,31 +238,25 @@ class MuxConnection(errands.Carrier):
         return True
 
     @contextlib.contextmanager
-    def mux_remembering(self) -> t.Iterator[None]:
+    def _mux_meanwhile(self, name: str, value: t.Any) -> t.Iterator[None]:
+        before = getattr(self, name)
+        setattr(self, name, value)
+        try:
+            yield
+        finally:
+            setattr(self, name, before)
+
+    def mux_remembering(self) -> contextlib.AbstractContextManager[None]:
         """Meanwhile commands ask for what does not change while the connection lives."""
-        before, self._mux_remembers = self._mux_remembers, True
-        try:
-            yield
-        finally:
-            self._mux_remembers = before
+        return self._mux_meanwhile('_mux_remembers', True)
 
-    @contextlib.contextmanager
-    def mux_discovering(self, prefer: t.Iterable[str]) -> t.Iterator[None]:
+    def mux_discovering(self, prefer: t.Iterable[str]) -> contextlib.AbstractContextManager[None]:
         """Meanwhile a command without input is the search for an interpreter; which of them the core will choose is a guess."""
-        self._mux_discovery = jobs_pb2.Discovery(prefer=prefer)
-        try:
-            yield
-        finally:
-            self._mux_discovery = None
+        return self._mux_meanwhile('_mux_discovery', jobs_pb2.Discovery(prefer=prefer))
 
-    @contextlib.contextmanager
-    def mux_input(self, index: str) -> t.Iterator[None]:
+    def mux_input(self, index: str) -> contextlib.AbstractContextManager[None]:
         """Meanwhile modules get the files that the file ``index`` names (jobs_pb2.Module.input)."""
-        self._mux_input = index
-        try:
-            yield
-        finally:
-            self._mux_input = ''
+        return self._mux_meanwhile('_mux_input', index)
 
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""

@@ -39,7 +39,7 @@ class StrategyMixin:
         if not seams.enabled():
             return super().run(iterator, play_context)  # type: ignore[misc]
         _attach()
-        successors.warn_of_environment()
+        successors.warn(successors.ENVIRONMENT, os.environ)
         seams.install()
         compat.prewarm()
         undo = seams.substitute()

@@ -4,7 +4,6 @@ Names that do something, or that say what is so anyway (mitogen_task_isolation),
 
 from __future__ import annotations
 
-import os
 import typing as t
 
 from . import display
@@ -27,15 +26,8 @@ ENVIRONMENT = {
 }
 
 
-def warn_of_variables(variables: t.Any) -> None:
-    """For each host-task. The core says each warning once."""
-    for name in VARIABLES:
-        if name in variables:
-            display.warning(f'{name} has no effect with mitogen-mux: {VARIABLES[name]}')
-
-
-def warn_of_environment() -> None:
-    """When a run begins."""
-    for name in ENVIRONMENT:
-        if name in os.environ:
-            display.warning(f'{name} has no effect with mitogen-mux: {ENVIRONMENT[name]}')
+def warn(successors: dict[str, str], given: t.Container[str]) -> None:
+    """For each host-task of its variables, and of the environment when a run begins. The core says each warning once."""
+    for name, successor in successors.items():
+        if name in given:
+            display.warning(f'{name} has no effect with mitogen-mux: {successor}')

@@ -178,7 +178,7 @@ class Tree:
         preserve = self._action._task.args.get('mode') == 'preserve'
         decrypt = boolean(self._action._task.args.get('decrypt', True), strict=False)
         for full, path in self._found['files']:
-            parent = path if compat.COPY_KNOWS_PARENTS else ''
+            parent = path if compat.copy_knows_parents() else ''
             while parent := os.path.dirname(parent):
                 above.add(parent)
             if not entries and path != first:

@@ -156,16 +156,20 @@ class Tree(object):
         if folder in self.folders or os.path.exists(folder):
             self.folders.add(folder)
             return False
-        missing = []
-        above = folder
-        while above and not os.path.exists(above):
-            missing.append(above)
-            above = os.path.dirname(above)
+        missing = self.missing(folder)
         os.makedirs(folder)
-        for made in reversed(missing):
+        for made in missing:
             self.attributes(made, self.module.params['directory_mode'], True)
         self.folders.update(missing)
         return True
+
+    def missing(self, folder):
+        """It and the folders above it that are not there, from above."""
+        found = []
+        while folder and not os.path.exists(folder):
+            found.insert(0, folder)
+            folder = os.path.dirname(folder)
+        return found
 
     def put_same(self, entry, path):
         return self.attributes(path, self.mode(entry), False)
@@ -174,18 +178,15 @@ class Tree(object):
         """As file makes a folder."""
         if os.path.islink(path):
             raise Leave()
-        mode, changed, missing = self.module.params['directory_mode'], False, []
-        while path and not os.path.exists(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for made in reversed(missing):
+        mode, missing = self.module.params['directory_mode'], self.missing(path)
+        for made in missing:
             os.mkdir(made)
-            changed = self.attributes(made, mode, True)
-        if not missing:
-            if not os.path.isdir(path):
-                raise Leave()
-            changed = self.attributes(path, mode, False)
-        return changed
+            self.attributes(made, mode, True)
+        if missing:
+            return True
+        if not os.path.isdir(path):
+            raise Leave()
+        return self.attributes(path, mode, False)
 
     def put_link(self, entry, path):
         """As file makes a link that nothing else is asked of."""

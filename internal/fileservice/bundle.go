@@ -15,10 +15,10 @@ import (
 
 // Bundle is the contents of many files on their way, one after the other: of each its size (64 bit, big-endian), its bytes and their
 // SHA-256. A file that cannot be read, or has changed meanwhile, has 32 zero bytes in place of that: who writes it down keeps nothing of
-// it. The zero Bundle is empty.
+// it.
 type Bundle struct {
 	names  [][]byte
-	source *source // the one being sent, but for an unreadable one; nil: none
+	source *source // the one being sent, without content if it cannot be read; nil: none
 	left   uint64  // bytes of it
 	intact bool    // it has been sent as it is
 	digest hash.Hash

@@ -203,7 +203,6 @@ func (w *walk) enter(ctx context.Context, e edge, h hop.Hop, level int, launch f
 	}
 	if !found {
 		t.growLocked(n)
-		w.opens = n
 	}
 	w.stepLocked(n, !found)
 	t.mu.Unlock()
@@ -240,6 +239,9 @@ func (w *walk) findLocked(e edge, h hop.Hop, level int, o opening) (n *node, fou
 func (w *walk) stepLocked(n *node, planted bool) {
 	n.refs++
 	w.tree.useLocked(n, w.rs, w.run, w.host)
+	if planted {
+		w.opens = n
+	}
 	if w.at != nil {
 		w.tree.releaseLocked(w.at)
 	} else {
@@ -270,7 +272,10 @@ func (w *walk) usable(n *node) error {
 
 // arrive makes the context of the node the walk holds. rest are the hops for which there is no agent.
 func (w *walk) arrive(n *node, rest hop.Path) *Context {
-	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, rest: rest, user: use{w.run.ID, w.host}, opened: w.opens == n}
+	c := &Context{tree: w.tree, node: n, transport: n.transport, link: n.link, end: w.path[len(w.path)-1], level: len(w.path) - 1, rest: rest, user: use{w.run.ID, w.host}}
+	if w.opens == n {
+		c.answer = n.answer
+	}
 	if n.edge.role == sshAgent {
 		c.transport = n.parent.transport
 	}

@@ -22,7 +22,7 @@ type Context struct {
 	level     int
 	rest      hop.Path // hops behind node that have no agent: their tools are put before a command, which node starts
 	user      use      // whose request it is
-	opened    bool     // node was opened for it
+	answer    []byte   // of the discovery that has started node's agent, if it was for this request
 	release   sync.Once
 }
 

@@ -43,8 +43,4 @@ func (t *Tree) discovered(n *node, preamble []byte) {
 }
 
 // Discovered returns what the discovery has said, if it was for this very request that it was carried out.
-func (c *Context) Discovered() (answer []byte, ok bool) {
-	c.tree.mu.Lock()
-	defer c.tree.mu.Unlock()
-	return c.node.answer, c.opened && c.node.answer != nil
-}
+func (c *Context) Discovered() (answer []byte, ok bool) { return c.answer, c.answer != nil }

@@ -53,7 +53,7 @@ type node struct {
 	transport Transport // sshConnection
 	link      peer      // the others
 	hello     agent.Hello
-	answer    []byte                      // of the discovery that has started the agent
+	answer    []byte                      // of the discovery that has started the agent; does not change once up is closed
 	gone      func(context.Context) error // becomeAgent, containerAgent: waits for the end of its process
 	slot      bool                        // counts among the target's interpreters
 	slots     slots                       // of a root

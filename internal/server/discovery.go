@@ -5,7 +5,6 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
-	"github.com/mitogen-mux/mitogen-mux/internal/moduleexec"
 	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
 )
 
@@ -35,6 +34,5 @@ func (r *request) discovered(ctx context.Context, i uint32, of asked) (*muxv1.St
 	if !ok {
 		return r.runCommand(ctx, i, of)
 	}
-	r.outcomes[i] = &moduleexec.Outcome{Stdout: answer}
-	return &muxv1.StepResult{Step: i, Stdout: answer, Spans: &muxv1.Spans{}}, nil
+	return r.answered(i, answer), nil
 }

@@ -276,15 +276,7 @@ func (r *request) fresh(ctx context.Context, run func() error) error {
 func (r *request) runModule(ctx context.Context, i uint32, of asked, m *moduleexec.Module) (result *muxv1.StepResult, err error) {
 	run := func() error {
 		result, err = r.runJob(ctx, i, of, func(out *moduleexec.Output) (moduleexec.Result, error) {
-			if input := r.steps[i].module.input; input != "" {
-				bundle, err := fileservice.OpenBundle(input)
-				if err != nil {
-					return moduleexec.Result{}, err
-				}
-				defer bundle.Close()
-				m.Body = bundle.Next
-			}
-			return moduleexec.RunModule(ctx, moduleCaller{of.node}, m, out)
+			return r.execModule(ctx, i, of.node, m, out)
 		})
 		return err
 	}
@@ -298,6 +290,19 @@ func (r *request) runModule(ctx context.Context, i uint32, of asked, m *moduleex
 	return result, err
 }
 
+// execModule runs a module with its stdin, if it has one.
+func (r *request) execModule(ctx context.Context, i uint32, node Node, m *moduleexec.Module, out *moduleexec.Output) (moduleexec.Result, error) {
+	if input := r.steps[i].module.input; input != "" {
+		bundle, err := fileservice.OpenBundle(input)
+		if err != nil {
+			return moduleexec.Result{}, err
+		}
+		defer bundle.Close()
+		m.Body = bundle.Next
+	}
+	return moduleexec.RunModule(ctx, moduleCaller{node}, m, out)
+}
+
 func (r *request) runCommand(ctx context.Context, i uint32, of asked) (*muxv1.StepResult, error) {
 	s := r.steps[i].command
 	command := s.command
@@ -309,12 +314,17 @@ func (r *request) runCommand(ctx context.Context, i uint32, of asked) (*muxv1.St
 	})
 }
 
+// answered is the result of a command that need not be run.
+func (r *request) answered(i uint32, stdout []byte) *muxv1.StepResult {
+	r.outcomes[i] = &moduleexec.Outcome{Stdout: stdout}
+	return &muxv1.StepResult{Step: i, Stdout: stdout, Spans: &muxv1.Spans{}}
+}
+
 // remembered gives what the command said before, or runs it.
 func (r *request) remembered(ctx context.Context, i uint32, of asked) (*muxv1.StepResult, error) {
 	question := string(r.path[len(r.path)-1].Account[:]) + string(bytes.Join(r.steps[i].command.command.Argv, []byte{0}))
 	if answer, ok := r.node.Memory().Recall(question); ok {
-		r.outcomes[i] = &moduleexec.Outcome{Stdout: answer}
-		return &muxv1.StepResult{Step: i, Stdout: answer, Spans: &muxv1.Spans{}}, nil
+		return r.answered(i, answer), nil
 	}
 	r.watched[i] = true
 	result, err := r.runCommand(ctx, i, of)

@@ -1,7 +1,6 @@
 """Fixtures of the agent's tests. The driver stands beside this file."""
 
 import os
-import signal
 import sys
 
 import pytest
@@ -10,8 +9,6 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from agent_driver import INTERPRETERS, Agent, one_line
 from agent_modules import Modules
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would all that they start
 
 
 def pytest_addoption(parser):

@@ -34,7 +34,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"tier(name): the smallest tier that runs this test ({', '.join(TIERS)}); default whole")
     config.addinivalue_line("markers", "last: runs after all others")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would all that they start
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # accounts are removed then, too
 
 
