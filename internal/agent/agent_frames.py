@@ -9,18 +9,20 @@ PY3 = sys.version_info[0] > 2
 
 PROTOCOL = 1
 MAX_PAYLOAD = 131072
-WINDOW = 1048576
+FIRST_WINDOW = 1048576
+MOST_WINDOW = 4194304
+CREDIT_AT = 131072
 MAX_TEXT = 4096
 HEADER = struct.Struct('>IBI')
 FIELD = struct.Struct('>BI')
 NUMBER = struct.Struct('>I')
 SHORT = struct.Struct('>H')
 
-HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG = range(1, 14)
+HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG, WINDOW = range(1, 15)
 
 # What the daemon may send: least and most bytes of payload; and which of it on stream 0.
 DOWN = {OPEN: (1, MAX_PAYLOAD), DATA: (1, MAX_PAYLOAD), TTY: (1, MAX_PAYLOAD), END: (0, 0), CREDIT: (4, 4), CANCEL: (0, 0),
-        PING: (8, 8), DROP: (32, MAX_PAYLOAD)}
+        PING: (8, 8), DROP: (32, MAX_PAYLOAD), WINDOW: (4, 4)}
 ON_LINK = (PING, DROP)
 
 

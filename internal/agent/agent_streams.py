@@ -15,7 +15,7 @@ import zlib
 
 clock = getattr(time, 'monotonic', time.time)
 
-READ_SIZE = 65536       # bytes of one read; less than a quarter of the window, so that what is held back never stops the credit
+READ_SIZE = 65536       # bytes of one read; less than CREDIT_AT, so that what is held back never stops the credit
 HIGH_WATER = 262144     # bytes waiting for the link beyond which no source is read
 
 
@@ -154,8 +154,7 @@ class Stream(object):
     def __init__(self, agent, number):
         self.agent = agent
         self.number = number
-        self.credit = WINDOW        # bytes we may send
-        self.allowance = WINDOW     # bytes the daemon may send
+        self.window = self.credit = self.allowance = FIRST_WINDOW   # bytes: in all; of them we may send, the daemon may send
         self.owed = 0               # bytes taken and not yet given back as credit
         self.ended = False          # no more DATA will come
         self.done = False           # RESULT is sent
@@ -181,12 +180,14 @@ class Stream(object):
         """A frame of the daemon on this stream."""
         if self.held is not None and kind != CANCEL:
             self.held.append((kind, payload))
-            if sum(len(waiting) for _, waiting in self.held) > WINDOW:
+            if sum(len(waiting) for _, waiting in self.held) > self.window:
                 raise ProtocolError('more than a window on stream %d, which has not begun' % self.number)
         elif kind == CREDIT:
             self.credit += NUMBER.unpack(payload)[0]
             for source in self.sources:
                 source.update()
+        elif kind == WINDOW:
+            self.widen(NUMBER.unpack(payload)[0])
         elif kind == CANCEL:
             raise Failure('cancelled')
         elif kind == END and not self.ended:
@@ -205,9 +206,19 @@ class Stream(object):
     def end(self):
         """No more DATA will come."""
 
+    def widen(self, window):
+        more = window - self.window
+        if more <= 0 or window > MOST_WINDOW:
+            raise ProtocolError('a window of %d bytes on stream %d, which has %d' % (window, self.number, self.window))
+        self.window = window
+        self.allowance += more
+        self.credit += more
+        for source in self.sources:
+            source.update()
+
     def took(self, n):
         self.owed += n
-        if self.owed >= WINDOW // 4 and not self.done:
+        if self.owed >= CREDIT_AT and not self.done:
             self.agent.send(CREDIT, self.number, NUMBER.pack(self.owed))
             self.allowance += self.owed
             self.owed = 0
@@ -216,7 +227,7 @@ class Stream(object):
         """A source has data."""
         if self.printed is not None and kind == DATA:
             self.printed.append(data)
-            if sum(len(part) for part in self.printed) > WINDOW:
+            if sum(len(part) for part in self.printed) > FIRST_WINDOW:
                 self.printed = None     # too much to be an answer that a guard could want
         self.agent.send(kind, self.number, data)
 
@@ -442,7 +453,7 @@ class Blobs(Stream):
         self.took(len(payload))
         try:
             while payload:
-                self.buffer += self.inflate.decompress(payload, WINDOW)
+                self.buffer += self.inflate.decompress(payload, FIRST_WINDOW)
                 payload = self.inflate.unconsumed_tail
                 self.keep()
         except zlib.error as e:

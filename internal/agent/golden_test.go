@@ -110,6 +110,7 @@ func goldenMessages() []goldenMessage {
 		{"drop", down, Frame{TypeDrop, 0, append(append([]byte{}, sum[:]...), make([]byte, len(sum))...)}, nil},
 		{"log", up, Frame{TypeLog, 0, []byte("\x01disk is nearly full: é")}, nil},
 		{"log-vvvv", up, Frame{TypeLog, 0, []byte("\x04forked 4712")}, nil},
+		{"window", down, Frame{TypeWindow, 6, []byte{0, 0x20, 0, 0}}, nil},
 	}
 	for _, f := range []Failure{
 		FailNotFound, FailChanged, FailDigest, FailIO, FailBlobMissing, FailCancelled, FailBadRequest, FailFork, FailStale, FailSkipped,

@@ -68,7 +68,7 @@ func TestRefusedFrames(t *testing.T) {
 		want    string
 	}{
 		"type 0":                  {command, raw(0, 0, 1), "unknown frame type 0"},
-		"type 14":                 {command, raw(0, 14, 1), "unknown frame type 14"},
+		"type 15":                 {command, raw(0, 15, 1), "unknown frame type 15"},
 		"type 255":                {command, raw(0, 255, 0), "unknown frame type 255"},
 		"payload too long":        {command, raw(agent.MaxPayload+1, 3, 1), "DATA frame of 131073 bytes"},
 		"payload 4 GiB":           {command, raw(0xffffffff, 3, 1), "DATA frame of 4294967295 bytes"},
@@ -104,6 +104,7 @@ func TestRefusedFrames(t *testing.T) {
 		"ERR of a get":            {agent.Get{}, say(agent.TypeErr, 1, "x"), "ERR frame on a stream of kind 4"},
 		"DATA after END":          {command, both(say(agent.TypeEnd, 1, ""), say(agent.TypeData, 1, "x")), "DATA frame after END"},
 		"second END":              {command, both(say(agent.TypeEnd, 1, ""), say(agent.TypeEnd, 1, "")), "END frame after END"},
+		"WINDOW":                  {put, say(agent.TypeWindow, 1, "\x00\x20\x00\x00"), "WINDOW frame in the wrong direction"},
 		"CREDIT of nothing":       {put, say(agent.TypeCredit, 1, "\x00\x00\x00\x00"), "CREDIT of 0"},
 		"CREDIT not used":         {put, say(agent.TypeCredit, 1, "\x00\x00\x00\x01"), "CREDIT of 1"},
 		"CREDIT that would wrap":  {put, say(agent.TypeCredit, 1, "\xff\xff\xff\xff"), "CREDIT of 4294967295"},

@@ -147,13 +147,14 @@ type creditModel struct {
 	ended   bool            // END was sent
 	endSeen bool            // END arrived
 	window  int             // what the agent may send
+	most    int             // the window that the agent was told
 	said    [TTY][]byte
 	heard   [TTY][]byte
 }
 
 func (m *creditModel) send(t *rapid.T) {
 	p := bytes.Repeat([]byte{rapid.Byte().Draw(t, "byte")}, rapid.SampledFrom([]int{1, 100, 5000, MaxPayload, MaxPayload + 1, Window + 7}).Draw(t, "n"))
-	before := m.s.credit
+	before := m.s.down.under
 	err := m.s.Send(m.over, p)
 	if m.ended {
 		if !errors.Is(err, errNoInput) {
@@ -161,7 +162,7 @@ func (m *creditModel) send(t *rapid.T) {
 		}
 		return
 	}
-	took := before - m.s.credit
+	took := m.s.down.under - before
 	if took > len(p) || took < len(p) && fault.KindOf(err) != fault.Cancelled || took == len(p) && err != nil {
 		t.Fatalf("Send took %d of %d: %v", took, len(p), err)
 	}
@@ -184,12 +185,19 @@ func (m *creditModel) write(t *rapid.T) {
 				t.Fatalf("data was written ahead of a control frame")
 			}
 			m.window += int(binary.BigEndian.Uint32(f.Payload))
+		case TypeWindow:
+			now := int(binary.BigEndian.Uint32(f.Payload))
+			if data > 0 || now <= m.most || now > maxWindow {
+				t.Fatalf("a window of %d after one of %d, with %d bytes before it", now, m.most, data)
+			}
+			m.window += now - m.most
+			m.most = now
 		}
 	}
 	if data > MaxPayload {
 		t.Fatalf("one Write carried %d bytes of data", data)
 	}
-	if m.window > Window || m.owed > Window {
+	if m.window > m.most || m.owed > m.most {
 		t.Fatalf("windows of %d up and %d down", m.window, m.owed)
 	}
 }
@@ -214,7 +222,7 @@ func (m *creditModel) say(t *rapid.T) {
 	switch { // in between, CREDIT is on its way: no honest agent counts on it, and none gains by it
 	case err != nil && n <= m.window:
 		t.Fatalf("%d bytes with a window of %d: %v", n, m.window, err)
-	case err == nil && n > Window-m.waiting():
+	case err == nil && n > m.s.window-m.waiting():
 		t.Fatalf("%d bytes were believed with %d waiting", n, m.waiting())
 	}
 	if err == nil {
@@ -248,7 +256,7 @@ func TestCreditModel(t *testing.T) {
 	over, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("now or never"))
 	rapid.Check(t, func(t *rapid.T) {
-		m := &creditModel{l: still(), over: over, window: Window}
+		m := &creditModel{l: still(), over: over, window: Window, most: Window}
 		s, err := m.l.Open(context.Background(), Spawn{Terminal: ControllingTerminal})
 		if err != nil {
 			t.Fatal(err)
@@ -278,7 +286,7 @@ func TestCreditModel(t *testing.T) {
 						t.Fatalf("other bytes were received than were said on %d", i+1)
 					}
 				}
-				if m.waiting() > Window {
+				if m.waiting() > m.s.window {
 					t.Fatalf("%d bytes are held", m.waiting())
 				}
 			},

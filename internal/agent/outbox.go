@@ -41,7 +41,7 @@ func (o *outbox) putControl(s *Stream, t FrameType, payload []byte) {
 }
 
 func (o *outbox) putCredit(s *Stream, n int) {
-	o.putControl(s, TypeCredit, binary.BigEndian.AppendUint32(nil, uint32(n))) //nolint:gosec // at most Window
+	o.putControl(s, TypeCredit, binary.BigEndian.AppendUint32(nil, uint32(n))) //nolint:gosec // at most maxWindow
 }
 
 // putReady gives s its turns.

@@ -14,8 +14,10 @@ const magic = "MUX\x00\x0a\x0d\xff\x11\x131\x0d\x0a"
 // The maxima.
 const (
 	MaxPayload   = 128 << 10 // bytes of a frame's payload
-	Window       = 1 << 20   // credit of either direction when a stream opens, and the most it ever has
-	creditAt     = 256 << 10 // consumed bytes that are worth a CREDIT frame
+	Window       = 1 << 20   // credit of either direction when a stream opens
+	maxWindow    = 4 << 20   // the most it ever has
+	leastWindow  = 2 * creditAt
+	creditAt     = 128 << 10 // consumed bytes that are worth a CREDIT frame
 	maxNoise     = 64 << 10  // bytes before the magic
 	maxHello     = 16 << 10
 	maxResult    = 64 << 10
@@ -46,6 +48,7 @@ const (
 	TypePong   FrameType = 11
 	TypeDrop   FrameType = 12
 	TypeLog    FrameType = 13
+	TypeWindow FrameType = 14
 )
 
 // layout is what can be said of a frame type without knowing its stream.
@@ -70,6 +73,7 @@ var layouts = map[FrameType]layout{
 	TypePong:   {name: "PONG", up: true, onLink: true, min: 8, max: 8},
 	TypeDrop:   {name: "DROP", down: true, onLink: true, min: len(blobcache.Digest{}), max: MaxPayload},
 	TypeLog:    {name: "LOG", up: true, onLink: true, min: 1, max: 1 + maxText},
+	TypeWindow: {name: "WINDOW", down: true, min: 4, max: 4},
 }
 
 // String returns the page's name of the type.

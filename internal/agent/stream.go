@@ -62,7 +62,7 @@ type Stream struct {
 	out        []chunk
 	outBytes   int
 	inReady    bool
-	credit     int // what may still be queued for the agent
+	down       pace
 	unreturned int // what has left and the agent gave no credit for
 	endQueued  bool
 	endTaken   bool
@@ -72,11 +72,13 @@ type Stream struct {
 	isCounted  bool   // in Link.jobs
 	resultSeen bool   // by the receiver
 
+	window int // the credit that there is in either direction
+
 	// Up.
 	in        [TTY]pending // by Channel, less one
 	arrivals  uint64
-	window    int // what the agent may still send
-	consumed  int // what it has not got back of it
+	up        pace // under way is what the agent may still send
+	consumed  int  // what it has not got back
 	ended     bool
 	endSeen   bool // by the receiver
 	result    *Result
@@ -94,12 +96,13 @@ func (l *Link) Open(ctx context.Context, r Request) (*Stream, error) {
 	if ctx.Err() != nil {
 		return nil, ctxFault(ctx, "cannot ask the agent")
 	}
-	s := &Stream{link: l, credit: Window, window: Window}
+	s := &Stream{link: l, window: Window}
 	rest, err := s.ask(r)
 	if err != nil {
 		return nil, err
 	}
 	r = s.request
+	s.down, s.up = paces(r)
 	l.mu.Lock()
 	if err := l.usable(); err != nil {
 		l.mu.Unlock()
@@ -217,6 +220,7 @@ func (s *Stream) release() {
 	}
 	s.link.out.putControl(s, TypeOpen, s.open)
 	s.open = nil
+	s.up.leave(Window)
 	if len(s.out) > 0 {
 		s.link.out.putReady(s)
 	}
@@ -271,7 +275,7 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 		case s.endQueued && t == TypeData:
 			return errNoInput
 		}
-		n := min(len(p), MaxPayload, s.credit, maxOut-s.outBytes)
+		n := min(len(p), MaxPayload, s.down.room(), maxOut-s.outBytes)
 		if n == 0 {
 			if err := s.wait(ctx, "cannot send to the agent"); err != nil {
 				return err
@@ -286,7 +290,7 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 
 // queue leaves a copy of p with the outbox.
 func (s *Stream) queue(t FrameType, p []byte) {
-	s.credit -= len(p)
+	s.down.leave(len(p))
 	s.outBytes += len(p)
 	if last := len(s.out) - 1; last >= 0 && s.out[last].typ == t && len(s.out[last].payload)+len(p) <= MaxPayload {
 		s.out[last].payload = append(s.out[last].payload, p...)
@@ -353,8 +357,8 @@ func (s *Stream) accept(f Frame) error {
 		return violation("%s frame after END", f.Type)
 	case f.Type == TypeEnd:
 		s.ended = true
-	case len(f.Payload) > s.window:
-		return violation("%s frame of %d bytes on a credit of %d", f.Type, len(f.Payload), s.window)
+	case len(f.Payload) > s.up.under:
+		return violation("%s frame of %d bytes on a credit of %d", f.Type, len(f.Payload), s.up.under)
 	default:
 		s.acceptOutput(f)
 	}
@@ -367,13 +371,15 @@ func (s *Stream) acceptCredit(n uint32) error {
 		return violation("CREDIT of %d for %d bytes", n, s.unreturned)
 	}
 	s.unreturned -= int(n)
-	s.credit += int(n)
+	s.down.arrive(int(n))
+	s.widen()
 	s.notify()
 	return nil
 }
 
 func (s *Stream) acceptOutput(f Frame) {
-	s.window -= len(f.Payload)
+	s.up.arrive(len(f.Payload))
+	s.widen()
 	if s.discarded {
 		s.giveBack(len(f.Payload))
 		return
@@ -400,10 +406,19 @@ func channelOf(t FrameType) Channel {
 // giveBack counts n bytes as consumed and tells the agent when that is worth a frame.
 func (s *Stream) giveBack(n int) {
 	s.consumed += n
-	if s.consumed >= creditAt && s.result == nil && s.link.err == nil {
-		s.link.out.putCredit(s, s.consumed)
-		s.window += s.consumed
-		s.consumed = 0
+	if credit := min(s.consumed, s.up.room()); credit >= creditAt && s.result == nil && s.link.err == nil {
+		s.link.out.putCredit(s, credit)
+		s.up.leave(credit)
+		s.consumed -= credit
+	}
+}
+
+// widen tells the agent when more is to be under way than ever.
+func (s *Stream) widen() {
+	if more := max(s.down.limit, s.up.limit) - s.window; more > 0 && s.result == nil && s.link.err == nil {
+		s.window += more
+		s.up.leave(more)
+		s.link.out.putControl(s, TypeWindow, binary.BigEndian.AppendUint32(nil, uint32(s.window))) //nolint:gosec // at most maxWindow
 	}
 }
 

@@ -14,9 +14,11 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOM = os.path.join(HERE, '..', '..', 'internal', 'agent')
 MAGIC = b'MUX\x00\x0a\x0d\xff\x11\x131\x0d\x0a'
-HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG = range(1, 14)
+HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG, WIDEN = range(1, 15)
 MODULE, COMMAND, PUT, GET, SPAWN, BLOBS, FOLDER = range(1, 8)
 WINDOW = 1 << 20
+MOST_WINDOW = 4 << 20
+CREDIT_AT = 128 << 10
 PATIENCE = 60  # seconds after which a wait is a failure; never a measure of anything
 
 NAMES = ['python2.7', 'python3'] + ['python3.%d' % minor for minor in range(6, 15)]

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from agent_driver import CANCEL, COMMAND, CREDIT, DATA, END, ERR, RESULT, SPAWN, TTY, WINDOW, eventually, gone
+from agent_driver import CANCEL, COMMAND, CREDIT, CREDIT_AT, DATA, END, ERR, MOST_WINDOW, RESULT, SPAWN, TTY, WIDEN, WINDOW, eventually, gone
 
 MIB = 1 << 20
 
@@ -113,6 +113,27 @@ def test_output_waits_for_credit(agent):
         agent.until(lambda: len(result.data) == (granted + 1) * WINDOW)  # noqa: B023
     agent.send(CREDIT, stream, struct.pack('>I', 1))  # without credit it does not look whether there is more
     assert agent.result(stream).code == 0
+
+
+def test_a_wider_window_is_for_both_ways(agent, tmp_path):
+    """So much more goes up at once, and so much more is taken."""
+    agent.grants = False
+    go = tmp_path / 'go'
+    script = 'head -c %d /dev/zero; while [ ! -e %s ]; do sleep 0.01; done; wc -c >&2' % (2 * MOST_WINDOW, go)
+    stream = agent.open(COMMAND, (1, b'sh'), (1, b'-c'), (1, script.encode()))
+    result = agent.streams[stream]
+    agent.until(lambda: len(result.data) == WINDOW)
+    agent.send(WIDEN, stream, struct.pack('>I', WINDOW + 1))
+    agent.send(WIDEN, stream, struct.pack('>I', MOST_WINDOW))
+    agent.until(lambda: len(result.data) == MOST_WINDOW)
+    for _ in range(MOST_WINDOW // 65536):
+        agent.send(DATA, stream, bytes(65536))
+    agent.ping()
+    assert len(result.data) == MOST_WINDOW and result.granted <= CREDIT_AT  # what the pipe to the job takes
+    agent.send(CREDIT, stream, struct.pack('>I', MOST_WINDOW + 100))  # and for what wc says
+    go.write_text('')
+    agent.send(END, stream)
+    assert int(agent.result(stream).err) == MOST_WINDOW
 
 
 def test_output_waits_for_the_link(agent):

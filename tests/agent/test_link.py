@@ -27,6 +27,7 @@ from agent_driver import (
     LOG,
     MAGIC,
     MODULE,
+    MOST_WINDOW,
     OPEN,
     PATIENCE,
     PING,
@@ -36,6 +37,7 @@ from agent_driver import (
     ROOM,
     SECTIONS,
     TTY,
+    WIDEN,
     WINDOW,
     Agent,
     eventually,
@@ -140,6 +142,7 @@ HOSTILE = {
     'ping on a stream': struct.pack('>IBI', 8, PING, 1) + b'12345678',
     'short ping': struct.pack('>IBI', 7, PING, 0) + b'1234567',
     'uneven drop': struct.pack('>IBI', 33, DROP, 0) + b'x' * 33,
+    'window on stream 0': struct.pack('>IBI', 4, WIDEN, 0) + b'xxxx',
     'credit of 3 bytes': struct.pack('>IBI', 3, CREDIT, 1) + b'xxx',
     'end with bytes': struct.pack('>IBI', 1, END, 1) + b'x',
     'open without a kind': struct.pack('>IBI', 0, OPEN, 1),
@@ -170,8 +173,10 @@ def test_hostile_frames_end_it(agent, what):
         lambda a, s: (a.send(END, s), a.send(DATA, s, b'x')),
         lambda a, s: a.send(OPEN, s, b'\2' + record((1, b'true'))),  # a number again
         lambda a, s: [a.send(DATA, s, b'x' * 65536) for _ in range(17)],  # more than the window
+        lambda a, s: a.send(WIDEN, s, struct.pack('>I', WINDOW)),
+        lambda a, s: a.send(WIDEN, s, struct.pack('>I', MOST_WINDOW + 1)),
     ],
-    ids=['tty', 'two ends', 'data after end', 'number again', 'overrun'],
+    ids=['tty', 'two ends', 'data after end', 'number again', 'overrun', 'window no wider', 'window too wide'],
 )
 def test_frames_that_a_stream_may_not_have(agent, frames):
     stream = agent.open(COMMAND, (1, b'sleep'), (1, b'1000'))
@@ -220,7 +225,7 @@ def test_bad_requests_end_their_stream_only(agent, kind, fields):
 
 def test_frames_for_streams_that_ended_are_ignored(agent):
     agent.command('true')
-    for kind, payload in ((DATA, b'x'), (END, b''), (CREDIT, b'\0\0\0\1'), (CANCEL, b'')):
+    for kind, payload in ((DATA, b'x'), (END, b''), (CREDIT, b'\0\0\0\1'), (WIDEN, b'\0\x20\0\0'), (CANCEL, b'')):
         agent.send(kind, 1, payload)
     assert agent.command('echo', 'hi').data == b'hi\n'
 
