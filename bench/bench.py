@@ -55,18 +55,19 @@ class Bench:
         self._state = state
         self._stack = stack
         login, _, _ = stack.enter_context(harness.accounts())
-        self._login = login
-        self._key = state / 'key'
-        harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(self._key))
+        self.login = login.name
+        self.key = state / 'key'
+        harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(self.key))
         state.chmod(0o755)
         shutil.copytree(lab.PROJECT / 'bench' / 'templates', state / 'templates')
         self._groups = (lab.Group('controller'), lab.Group('target'))
         for group in self._groups:
             stack.callback(group.close)
-        self._sshd = harness.Sshd(state / 'sshd', self._key.with_suffix('.pub'))
+        self._sshd = harness.Sshd(state / 'sshd', self.key.with_suffix('.pub'))
         self._sshd.start()
         stack.callback(self._sshd.stop)
         self._host_key = self._sshd.known_hosts.read_text().split(' ', 1)[1]
+        self.known_hosts = self._sshd.known_hosts
         stack.callback(self._forget)
         assert self._sshd.process is not None
         self._groups[1].take(self._sshd.process.pid)
@@ -78,10 +79,10 @@ class Bench:
         try:
             for _ in range(workload.hosts):
                 relays.append(lab.Relay(self._sshd.port, workload.delay))
-            common = f'ansible_host=127.0.0.1 ansible_user={self._login.name} ansible_ssh_private_key_file={self._key}'
+            common = f'ansible_host=127.0.0.1 ansible_user={self.login} ansible_ssh_private_key_file={self.key}'
             lines = ['[bench]', *(f'host{n} ansible_port={relay.port} {common}' for n, relay in enumerate(relays))]
             (self._state / 'inventory').write_text('\n'.join(lines) + '\n')
-            self._sshd.known_hosts.write_text(''.join(f'[127.0.0.1]:{relay.port} {self._host_key}' for relay in relays))
+            self.known_hosts.write_text(''.join(f'[127.0.0.1]:{relay.port} {self._host_key}' for relay in relays))
             (self._state / 'play.yml').write_text(json.dumps(workload.play()))
             yield relays
         finally:
@@ -106,7 +107,7 @@ class Bench:
         environ |= {
             'HOME': str(self._state),
             'MITOGEN_MUX_DIR': str(self._state / 'mux'),
-            'ANSIBLE_SSH_COMMON_ARGS': f'-o UserKnownHostsFile={self._sshd.known_hosts}',
+            'ANSIBLE_SSH_COMMON_ARGS': f'-o UserKnownHostsFile={self.known_hosts}',
             'ANSIBLE_SSH_CONTROL_PATH_DIR': str(self._state / 'cp'),
             'ANSIBLE_DEPRECATION_WARNINGS': '0',
             **CONTENDERS[contender],

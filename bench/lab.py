@@ -22,8 +22,9 @@ BIN = PROJECT / 'bin'
 class Relay:
     """bench/relay, asked over its stdin."""
 
-    def __init__(self, port: int, delay: str = '0s', program: pathlib.Path = BIN / 'relay') -> None:
-        self._process = subprocess.Popen([program, '--to', f'127.0.0.1:{port}', '--delay', delay], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, port: int, delay: str = '0s', rate: float = 0, program: pathlib.Path = BIN / 'relay') -> None:
+        argv = [program, '--to', f'127.0.0.1:{port}', '--delay', delay, '--rate', str(rate)]
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = int(self._read().rpartition(':')[2])
 
     def _read(self) -> str:

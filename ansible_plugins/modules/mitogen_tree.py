@@ -80,6 +80,11 @@ class Tree(object):
         self.dest = module.params['dest']
         self.plain = dict((name, module.params[name]) for name in ('mode', 'owner', 'group', 'attributes', 'seuser', 'serole', 'setype', 'selevel'))
         self.folders = set()  # that are known to be there
+        self.selinux = module.selinux_enabled()
+        self.bare = not self.selinux and not any(value for name, value in self.plain.items() if name != 'mode')
+        self.temporary = os.path.join(module.tmpdir, 'mitogen_tree')  # of a folder that is the module's own
+        self.usual = None  # the mode that atomic_move gives a new file, if that and the name is all that it does
+        self.learns = not self.selinux and os.stat(module.tmpdir).st_gid == os.getegid()
 
     def place(self, entry):
         path = entry['path']
@@ -87,7 +92,7 @@ class Tree(object):
 
     def attributes(self, path, mode, changed):
         """Sets mode, owner and the like as the modules do."""
-        if mode is None and not any(value for name, value in self.plain.items() if name != 'mode') and not self.module.selinux_enabled():
+        if mode is None and self.bare:
             return changed
         arguments = self.module.load_file_common_arguments(self.module.params, path=path)
         arguments['mode'] = mode
@@ -133,23 +138,43 @@ class Tree(object):
 
     def put_file(self, entry, path):
         changed = self.make_folders(os.path.dirname(path))
-        descriptor, temporary = tempfile.mkstemp(dir=self.module.tmpdir)
+        new = not os.path.lexists(path)
+        descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, 'wb') as out:
                 self.source.part(out.write)
-            if os.path.isdir(path):
-                raise Leave()
-            if not os.access(os.path.dirname(path), os.W_OK):
-                raise Leave()
-            if os.path.islink(path):
-                os.unlink(path)
-                open(path, 'w').close()
-            self.module.atomic_move(temporary, path, unsafe_writes=self.module.params['unsafe_writes'])
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+                if new and self.usual is not None:
+                    os.fchmod(descriptor, self.usual)
+            if not (new and self.take_place(path)):
+                self.replace(path)
+                if new and self.learns:
+                    self.usual = stat.S_IMODE(os.lstat(path).st_mode)
+        except BaseException:
+            if os.path.exists(self.temporary):
+                os.unlink(self.temporary)
+            raise
         self.attributes(path, self.mode(entry), changed)
         return True
+
+    def take_place(self, path):
+        """What atomic_move does with the second new file as it did with the first, if nothing is in the way."""
+        if self.usual is None:
+            return False
+        try:
+            os.rename(self.temporary, path)
+        except OSError:
+            return False
+        return True
+
+    def replace(self, path):
+        if os.path.isdir(path):
+            raise Leave()
+        if not os.access(os.path.dirname(path), os.W_OK):
+            raise Leave()
+        if os.path.islink(path):
+            os.unlink(path)
+            open(path, 'w').close()
+        self.module.atomic_move(self.temporary, path, unsafe_writes=self.module.params['unsafe_writes'])
 
     def make_folders(self, folder):
         """As copy makes what a file's path lacks."""

@@ -1,6 +1,8 @@
-// Command relay stands between a controller and a host and counts what passes: a TCP relay that can delay each direction. It speaks on
-// stdin and stdout: it prints the address it listens on, answers "stats" with a line of JSON and "reset" with zeroed counters, and ends
-// with its stdin. Delay is by time stamp, so that bytes keep their spacing and pipelining stays honest.
+// Command relay stands between a controller and a host and counts what passes: a TCP relay that can delay each direction, and
+// let pass so much a second and no more. It speaks on stdin and stdout: it prints the address it listens on, answers "stats" with a line of
+// JSON and "reset" with zeroed counters, and ends with its stdin. Delay is by time stamp, so that bytes keep their spacing and pipelining
+// stays honest. What is faster than the rate waits in a queue, which ends what comes when it is full, as a router's buffer would; all
+// connections share it.
 package main
 
 import (
@@ -63,18 +65,76 @@ func packets(n int) int64 {
 	return int64(n+1447) / 1448
 }
 
+// line is one direction of what a relay stands for.
+type line struct {
+	rate  float64       // bytes a second; 0: no limit
+	queue time.Duration // the most that a byte waits for the line
+
+	mu   sync.Mutex
+	free time.Time // when the line has carried all that came
+}
+
+// take gives n bytes their place on the line, and returns when the last of them has left it. It waits while the queue is full.
+func (l *line) take(n int) time.Time {
+	if l.rate == 0 {
+		return time.Now()
+	}
+	for {
+		l.mu.Lock()
+		now := time.Now()
+		if l.free.Before(now) {
+			l.free = now
+		}
+		full := l.free.Sub(now) - l.queue
+		if full <= 0 {
+			l.free = l.free.Add(time.Duration(float64(n) / l.rate * float64(time.Second)))
+			defer l.mu.Unlock()
+			return l.free
+		}
+		l.mu.Unlock()
+		time.Sleep(full)
+	}
+}
+
+// path is a relay's two directions and how long a byte is on its way.
+type path struct {
+	up, down line
+	delay    time.Duration
+}
+
+func newPath(delay time.Duration, rate, queue float64) *path {
+	p := &path{delay: delay}
+	for _, l := range []*line{&p.up, &p.down} {
+		l.rate = rate
+		if rate > 0 {
+			l.queue = time.Duration(queue / rate * float64(time.Second))
+		}
+	}
+	return p
+}
+
+// atOnce is how much is read at once: of a line that has a rate little, so that it is shared fairly.
+func (l *line) atOnce() int {
+	if l.rate > 0 {
+		return 4 << 10
+	}
+	return 64 << 10
+}
+
 func main() {
 	listen := flag.String("listen", "127.0.0.1:0", "address to listen on")
 	to := flag.String("to", "", "address of the host")
 	delay := flag.Duration("delay", 0, "one-way delay")
+	rate := flag.Float64("rate", 0, "bytes a second that each direction carries; 0: as many as come")
+	queue := flag.Float64("queue", 256<<10, "bytes that may wait for a direction that has a rate")
 	flag.Parse()
-	if err := run(*listen, *to, *delay, os.Stdin, os.Stdout); err != nil {
+	if err := run(*listen, *to, newPath(*delay, *rate, *queue), os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "relay:", err)
 		os.Exit(1)
 	}
 }
 
-func run(listen, to string, delay time.Duration, in io.Reader, out io.Writer) error {
+func run(listen, to string, way *path, in io.Reader, out io.Writer) error {
 	listener, err := net.Listen("tcp", listen)
 	if err != nil {
 		return fmt.Errorf("cannot listen: %w", err)
@@ -91,7 +151,7 @@ func run(listen, to string, delay time.Duration, in io.Reader, out io.Writer) er
 			open.Store(near, nil)
 			all.Go(func() {
 				defer open.Delete(near)
-				serve(near, to, delay, count)
+				serve(near, to, way, count)
 			})
 		}
 	})
@@ -115,7 +175,7 @@ func run(listen, to string, delay time.Duration, in io.Reader, out io.Writer) er
 }
 
 // serve relays one connection until both directions have ended.
-func serve(near net.Conn, to string, delay time.Duration, count *counter) {
+func serve(near net.Conn, to string, way *path, count *counter) {
 	defer near.Close()
 	far, err := net.Dial("tcp", to)
 	if err != nil {
@@ -127,8 +187,8 @@ func serve(near net.Conn, to string, delay time.Duration, count *counter) {
 	count.mu.Unlock()
 	c := &conn{counter: count}
 	var both sync.WaitGroup
-	both.Go(func() { pass(far, near, delay, c.up) })
-	both.Go(func() { pass(near, far, delay, c.down) })
+	both.Go(func() { pass(far, near, &way.up, way.delay, c.up) })
+	both.Go(func() { pass(near, far, &way.down, way.delay, c.down) })
 	both.Wait()
 }
 
@@ -138,21 +198,21 @@ type part struct {
 	due   time.Time
 }
 
-// pass copies from in to out, each part delay later than it came, and passes the end on.
-func pass(out, in net.Conn, delay time.Duration, counted func(int)) {
+// pass copies from in to out, each part delay later than the line has carried it, and passes the end on.
+func pass(out, in net.Conn, l *line, delay time.Duration, counted func(int)) {
 	parts := make(chan part, 1024)
 	var reader sync.WaitGroup
 	reader.Go(func() {
 		defer close(parts)
 		for {
-			b := make([]byte, 64<<10)
+			b := make([]byte, l.atOnce())
 			n, err := in.Read(b)
 			if n > 0 {
 				counted(n)
-				parts <- part{b[:n], time.Now().Add(delay)}
+				parts <- part{b[:n], l.take(n).Add(delay)}
 			}
 			if err != nil {
-				parts <- part{nil, time.Now().Add(delay)}
+				parts <- part{nil, l.take(0).Add(delay)}
 				return
 			}
 		}

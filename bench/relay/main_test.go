@@ -6,7 +6,9 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -35,7 +37,7 @@ func TestCounts(t *testing.T) {
 	in, say := io.Pipe()
 	hear, out := io.Pipe()
 	ended := make(chan error, 1)
-	go func() { ended <- run("127.0.0.1:0", host.Addr().String(), time.Millisecond, in, out) }()
+	go func() { ended <- run("127.0.0.1:0", host.Addr().String(), newPath(time.Millisecond, 0, 0), in, out) }()
 	lines := bufio.NewReader(hear)
 	address, err := lines.ReadString('\n')
 	if err != nil {
@@ -88,4 +90,36 @@ func TestCounts(t *testing.T) {
 	if _, err := c.Read(make([]byte, 1)); err == nil {
 		t.Error("the connection outlived the relay")
 	}
+}
+
+// TestRate: bytes leave one after the other at the line's rate, whoever sends them, and no more than the queue wait.
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, queue, piece = 1e6, 100_000, 4_000
+		way := newPath(0, rate, queue)
+		start := time.Now()
+		var senders sync.WaitGroup
+		var mu sync.Mutex
+		var last time.Time
+		for range 4 {
+			senders.Go(func() {
+				for range 250 {
+					left := way.up.take(piece)
+					if waits := left.Sub(time.Now()); waits > time.Duration(queue+4*piece)*time.Second/rate {
+						t.Errorf("a byte waits for %v", waits)
+					}
+					mu.Lock()
+					last = left
+					mu.Unlock()
+				}
+			})
+		}
+		senders.Wait()
+		if took := last.Sub(start); took < 3990*time.Millisecond || took > 4010*time.Millisecond {
+			t.Errorf("4,000,000 bytes took %v at 1,000,000 a second", took)
+		}
+		if down := way.down.take(1); down.Sub(time.Now()) > time.Millisecond {
+			t.Error("one direction waits for the other")
+		}
+	})
 }

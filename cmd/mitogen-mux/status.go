@@ -93,6 +93,23 @@ func statusText(s *muxv1.GetStatusReply, now time.Time, dir string) string {
 			})
 		})
 	}
+	if len(s.GetTransfers()) > 0 {
+		say("\nFiles: %d\n", len(s.GetTransfers()))
+		table(&out, func(row func(cells ...any)) {
+			row("HOST", "WAY", "DONE", "OF", "A SECOND", "FILE")
+			for _, t := range s.GetTransfers() {
+				way, of := "get", "-"
+				if t.GetUp() {
+					way = "put"
+				}
+				if t.GetTotalBytes() > 0 {
+					of = bytesText(t.GetTotalBytes())
+				}
+				rate := t.GetDoneBytes() * 1000 / max(t.GetElapsedMs(), 1)
+				row(t.GetHost(), way, bytesText(t.GetDoneBytes()), of, bytesText(rate), t.GetPath())
+			}
+		})
+	}
 	if s.GetStacks() != "" {
 		say("\n%s\n", strings.TrimSpace(s.GetStacks()))
 	}

@@ -43,6 +43,10 @@ Nodes: 0
 					{Id: "1", Name: "ssh a@h1", State: muxv1.NodeState_READY, IdleSinceUnix: now.Unix() - 61, Hosts: []string{"h1"}},
 					{Id: "9", Parent: "gone", Name: "zsudo", State: muxv1.NodeState_DRAINING},
 				},
+				Transfers: []*muxv1.GetStatusReply_Transfer{
+					{Host: "h1", Path: "/srv/a", Up: true, DoneBytes: 3 << 20, TotalBytes: 1 << 30, ElapsedMs: 1500},
+					{Host: "h2", Path: "/srv/b", DoneBytes: 10},
+				},
 				Stacks: "goroutine 1 [running]:\n",
 			},
 			`
@@ -62,6 +66,11 @@ ssh a@h1            ready          0     -       -        0B     0B      0B     
     sudo root       bootstrapping  1     -       -        0B     0B      0B         0      -     -
 ssh b@h2:22         failed         0     -       -        0B     0B      0B         0      -     h2,alias,third,+2
 zsudo               draining       0     -       -        0B     0B      0B         0      -     -
+
+Files: 2
+HOST  WAY  DONE    OF      A SECOND  FILE
+h1    put  3.0MiB  1.0GiB  2.0MiB    /srv/a
+h2    get  10B     -       9.8KiB    /srv/b
 
 goroutine 1 [running]:
 `,

@@ -20,7 +20,8 @@ func (s *Service) Get(ctx context.Context, c Caller, r *GetRequest) (Result, err
 		return Result{}, err
 	}
 	defer draft.discard()
-	in := &incoming{ctx: ctx, draft: draft, hash: sha256.New(), turns: &s.down, link: r.Link, meter: newMeter(r.Progress, 0)}
+	in := &incoming{ctx: ctx, draft: draft, hash: sha256.New(), turns: &s.down, link: r.Link}
+	in.meter = s.meters.begin(Transfer{Host: r.Host, Path: string(r.Source)}, r.Progress)
 	defer in.done()
 
 	started := time.Now()
@@ -32,7 +33,7 @@ func (s *Service) Get(ctx context.Context, c Caller, r *GetRequest) (Result, err
 	if err != nil {
 		return Result{}, typed(ctx, err)
 	}
-	res := Result{Size: in.meter.done, SHA256: in.digest(), Queue: in.queued}
+	res := Result{Size: in.meter.done(), SHA256: in.digest(), Queue: in.queued}
 	res.Wire = time.Since(started) - res.Queue
 	if err := draft.commit(); err != nil {
 		return Result{}, err
@@ -61,7 +62,7 @@ func getAgent(ctx context.Context, c Caller, r *GetRequest, in *incoming) error 
 			if result.Failed {
 				return remoteFault("read", r.Source, result)
 			}
-			if result.Size != in.meter.done || result.SHA256 != in.digest() {
+			if result.Size != in.meter.done() || result.SHA256 != in.digest() {
 				return &fault.Error{
 					Kind:    fault.FileFailed,
 					Message: fmt.Sprintf("cannot read %s: what arrived is not what was sent", fault.Clean(r.Source)),
@@ -87,7 +88,7 @@ type incoming struct {
 }
 
 func (in *incoming) add(p []byte) error {
-	if in.free == nil && in.meter.done+uint64(len(p)) > MaxInline {
+	if in.free == nil && in.meter.done()+uint64(len(p)) > MaxInline {
 		asked := time.Now()
 		free, err := in.turns.take(in.ctx, in.link)
 		if err != nil {
@@ -108,6 +109,7 @@ func (in *incoming) digest() blobcache.Digest {
 
 // done ends the turn.
 func (in *incoming) done() {
+	in.meter.end()
 	if in.free != nil {
 		in.free()
 	}

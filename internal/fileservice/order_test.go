@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -165,7 +166,8 @@ func TestTurnsAreInOrder(t *testing.T) {
 func TestProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []Progress
-		m := newMeter(func(p Progress) { told = append(told, p) }, 100)
+		s := New()
+		m := s.meters.begin(Transfer{Host: "h1", Path: "/a", Up: true, Progress: Progress{Total: 100}}, func(p Progress) { told = append(told, p) })
 		for range 10 {
 			time.Sleep(progressEvery / 2)
 			m.add(10)
@@ -173,6 +175,19 @@ func TestProgress(t *testing.T) {
 		if len(told) != 5 || told[0] != (Progress{Done: 20, Total: 100, Elapsed: progressEvery}) {
 			t.Errorf("told %v", told)
 		}
-		newMeter(nil, 0).add(1)
+		other := s.meters.begin(Transfer{Host: "h2", Path: "/b"}, nil)
+		other.add(1)
+		want := []Transfer{
+			{Host: "h1", Path: "/a", Up: true, Progress: Progress{Done: 100, Total: 100, Elapsed: 5 * progressEvery}},
+			{Host: "h2", Path: "/b", Progress: Progress{Done: 1}},
+		}
+		if got := s.Transfers(); !slices.Equal(got, want) {
+			t.Errorf("%v are under way", got)
+		}
+		m.end()
+		other.end()
+		if got := s.Transfers(); len(got) != 0 {
+			t.Errorf("%v are left", got)
+		}
 	})
 }

@@ -52,7 +52,7 @@ func script(text string, args ...string) []byte {
 
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-func putPlain(ctx context.Context, c Caller, r *PutRequest, src *source) (Result, error) {
+func putPlain(ctx context.Context, c Caller, r *PutRequest, src *source, m *meter) (Result, error) {
 	var random [8]byte
 	_, _ = rand.Read(random[:]) // cannot fail
 	suffix := "mux-" + hex.EncodeToString(random[:])
@@ -63,7 +63,7 @@ func putPlain(ctx context.Context, c Caller, r *PutRequest, src *source) (Result
 	if r.Mode != nil {
 		mode = strconv.FormatUint(uint64(*r.Mode&0o7777), 8)
 	}
-	hash, progress := sha256.New(), newMeter(r.Progress, src.size)
+	hash := sha256.New()
 	feed := func(w io.Writer) error {
 		w = io.MultiWriter(w, hash)
 		if src.file == nil {
@@ -85,7 +85,7 @@ func putPlain(ctx context.Context, c Caller, r *PutRequest, src *source) (Result
 			if _, err := w.Write(chunk); err != nil {
 				return err
 			}
-			progress.add(len(chunk))
+			m.add(len(chunk))
 		}
 		return nil
 	}

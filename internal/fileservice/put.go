@@ -32,11 +32,13 @@ func (s *Service) Put(ctx context.Context, c Caller, r *PutRequest) (Result, err
 	defer release()
 
 	started := time.Now()
+	moved := s.meters.begin(Transfer{Host: r.Host, Path: string(r.Dest), Up: true, Progress: Progress{Total: src.size}}, r.Progress)
+	defer moved.end()
 	var res Result
 	if c.HasAgent() {
-		res, err = putAgent(ctx, c, r, src, release)
+		res, err = putAgent(ctx, c, r, src, moved, release)
 	} else {
-		res, err = putPlain(ctx, c, r, src)
+		res, err = putPlain(ctx, c, r, src, moved)
 	}
 	if err != nil {
 		return Result{}, typed(ctx, err)
@@ -45,7 +47,7 @@ func (s *Service) Put(ctx context.Context, c Caller, r *PutRequest) (Result, err
 	return res, nil
 }
 
-func putAgent(ctx context.Context, c Caller, r *PutRequest, src *source, sent func()) (Result, error) {
+func putAgent(ctx context.Context, c Caller, r *PutRequest, src *source, m *meter, sent func()) (Result, error) {
 	request := &agent.Put{Dest: r.Dest, Size: src.size, Mode: r.Mode, UID: r.UID}
 	if src.file == nil {
 		request.SHA256 = blobcache.Sum(src.small)
@@ -59,7 +61,7 @@ func putAgent(ctx context.Context, c Caller, r *PutRequest, src *source, sent fu
 	if src.file == nil {
 		err = send(ctx, stream, src.small)
 	} else {
-		digest, err = sendLarge(ctx, stream, src, newMeter(r.Progress, src.size))
+		digest, err = sendLarge(ctx, stream, src, m)
 	}
 	if err == nil {
 		err = stream.CloseSend()

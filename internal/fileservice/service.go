@@ -17,8 +17,6 @@ const (
 	// MaxInline is the size up to which a file is one message.
 	MaxInline = 32 << 10
 	chunkSize = agent.MaxPayload
-	// progressEvery is how often a large file's Progress is told.
-	progressEvery = 5 * time.Second
 )
 
 // Caller is what this package needs of a node; internal/server makes it of a mux.Context.
@@ -41,6 +39,7 @@ type Body func(ctx context.Context) ([]byte, error)
 
 // PutRequest is a file to write on the node.
 type PutRequest struct {
+	Host     string // for people
 	Link     string // large files of one link take turns
 	Path     string // of the controller; or
 	Body     Body
@@ -52,17 +51,12 @@ type PutRequest struct {
 
 // GetRequest is a file to read from the node.
 type GetRequest struct {
+	Host     string
 	Link     string
 	Source   []byte
 	Path     string // of the controller
 	Umask    uint32 // for a new file; one that is there keeps its mode
 	Progress func(Progress)
-}
-
-// Progress is how far a transfer has come.
-type Progress struct {
-	Done, Total uint64 // Total is 0 if it is not known
-	Elapsed     time.Duration
 }
 
 // Result is what was moved.
@@ -76,6 +70,7 @@ type Result struct {
 // Service moves files. It is safe for concurrent use.
 type Service struct {
 	up, down turns
+	meters   meters
 }
 
 // New returns a Service.
@@ -121,29 +116,4 @@ func (t *turns) take(ctx context.Context, link string) (release func(), err erro
 		mine.one.Release(1)
 		leave()
 	}), nil
-}
-
-// meter tells a transfer's progress now and then.
-type meter struct {
-	tell    func(Progress)
-	total   uint64
-	done    uint64
-	started time.Time
-	told    time.Time
-}
-
-func newMeter(tell func(Progress), total uint64) *meter {
-	now := time.Now()
-	return &meter{tell: tell, total: total, started: now, told: now}
-}
-
-func (m *meter) add(n int) {
-	m.done += uint64(n)
-	if m.tell == nil {
-		return
-	}
-	if now := time.Now(); now.Sub(m.told) >= progressEvery {
-		m.told = now
-		m.tell(Progress{Done: m.done, Total: m.total, Elapsed: now.Sub(m.started)})
-	}
 }

@@ -372,7 +372,7 @@ func (r *request) put(ctx context.Context, i uint32, of asked, p *putStep) (*mux
 	if err != nil {
 		return nil, err
 	}
-	in := &fileservice.PutRequest{Link: r.link(), Path: p.path, Dest: p.dest, Mode: p.mode, UID: uid, Progress: r.progress(string(p.dest))}
+	in := &fileservice.PutRequest{Host: r.host, Link: r.link(), Path: p.path, Dest: p.dest, Mode: p.mode, UID: uid, Progress: r.progress(string(p.dest))}
 	if p.hasBody {
 		in.Body = r.bodies.of(i)
 	}
@@ -412,7 +412,7 @@ func (r *request) get(ctx context.Context, i uint32, of asked, g *getStep) (*mux
 	if err := r.canMoveFiles(); err != nil {
 		return nil, err
 	}
-	in := &fileservice.GetRequest{Link: r.link(), Source: g.source, Path: g.path, Umask: r.umask, Progress: r.progress(string(g.source))}
+	in := &fileservice.GetRequest{Host: r.host, Link: r.link(), Source: g.source, Path: g.path, Umask: r.umask, Progress: r.progress(string(g.source))}
 	res, err := r.server.o.Files.Get(ctx, fileCaller{of.node}, in)
 	if err != nil {
 		return nil, err

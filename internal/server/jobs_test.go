@@ -534,6 +534,45 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// A large file is in the status while it is moved.
+func TestTransfersInStatus(t *testing.T) {
+	begun, looked := make(chan struct{}), make(chan struct{})
+	node := &agentNode{bareNode: newBareNode()}
+	node.Link = agenttest.Link(t, agent.Options{}, func(f *agenttest.Fake) {
+		f.Boot()
+		id, _ := f.Open()
+		f.Expect(agent.TypeData)
+		close(begun)
+		<-looked
+		f.Result(id, agent.Result{Failed: true, Failure: agent.FailIO, Text: "No space left on device"})
+		f.Drain()
+	})
+	d := start(t, node)
+	path := filepath.Join(t.TempDir(), "large")
+	if err := os.WriteFile(path, make([]byte, 4<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	request := d.request(t, &muxv1.Step{Action: &muxv1.Step_Put{Put: &muxv1.Put{Source: &muxv1.Put_Path{Path: path}, Dest: []byte("/srv/\x1b[2Ja")}}})
+	failed := make(chan error, 1)
+	go func() {
+		_, err := d.ask(t, request)
+		failed <- err
+	}()
+	<-begun
+	info, err := d.status.Get(within(t), &muxv1.GetStatusRequest{})
+	close(looked)
+	if all := info.GetTransfers(); err != nil || len(all) != 1 || all[0].GetHost() != "web1" || !all[0].GetUp() || all[0].GetTotalBytes() != 4<<20 ||
+		!strings.HasPrefix(all[0].GetPath(), "/srv/") || strings.Contains(all[0].GetPath(), "\x1b") {
+		t.Errorf("%v, %v", all, err)
+	}
+	if err := <-failed; FaultOf(err).Kind != fault.FileFailed {
+		t.Error(err)
+	}
+	if info, err := d.status.Get(within(t), &muxv1.GetStatusRequest{}); err != nil || len(info.GetTransfers()) != 0 {
+		t.Errorf("%v, %v", info.GetTransfers(), err)
+	}
+}
+
 func TestProgressText(t *testing.T) {
 	for want, p := range map[string]fileservice.Progress{
 		"f: 512.0 MiB of 1024.0 MiB, 102.4 MiB/s, 5s left": {Done: 512 << 20, Total: 1 << 30, Elapsed: 5 * time.Second},

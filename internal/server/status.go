@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
 )
@@ -44,6 +45,11 @@ func (s *statusService) Get(_ context.Context, in *muxv1.GetStatusRequest) (*mux
 	}
 	for _, n := range s.o.Tree.Nodes() {
 		reply.Nodes = append(reply.Nodes, nodeMessage(&n))
+	}
+	for _, t := range s.o.Files.Transfers() {
+		reply.Transfers = append(reply.Transfers, &muxv1.GetStatusReply_Transfer{
+			Host: t.Host, Path: fault.Clean([]byte(t.Path)), Up: t.Up, DoneBytes: t.Done, TotalBytes: t.Total, ElapsedMs: uint64(t.Elapsed.Milliseconds()),
+		})
 	}
 	if in.GetStacks() {
 		buffer := make([]byte, maxStacks)

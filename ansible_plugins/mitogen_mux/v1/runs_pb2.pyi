@@ -102,7 +102,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, stacks: bool = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("version", "pid", "started_unix", "runs", "nodes", "counters", "stacks", "draining")
+    __slots__ = ("version", "pid", "started_unix", "runs", "nodes", "counters", "stacks", "draining", "transfers")
     class Run(_message.Message):
         __slots__ = ("id", "pid", "core_version", "requests")
         ID_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,21 @@ class GetStatusReply(_message.Message):
         idle_since_unix: int
         memory_kib: int
         def __init__(self, id: _Optional[str] = ..., parent: _Optional[str] = ..., name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., jobs: _Optional[int] = ..., python: _Optional[str] = ..., blobs_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., round_trips: _Optional[int] = ..., hosts: _Optional[_Iterable[str]] = ..., idle_since_unix: _Optional[int] = ..., memory_kib: _Optional[int] = ...) -> None: ...
+    class Transfer(_message.Message):
+        __slots__ = ("host", "path", "up", "done_bytes", "total_bytes", "elapsed_ms")
+        HOST_FIELD_NUMBER: _ClassVar[int]
+        PATH_FIELD_NUMBER: _ClassVar[int]
+        UP_FIELD_NUMBER: _ClassVar[int]
+        DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+        ELAPSED_MS_FIELD_NUMBER: _ClassVar[int]
+        host: str
+        path: str
+        up: bool
+        done_bytes: int
+        total_bytes: int
+        elapsed_ms: int
+        def __init__(self, host: _Optional[str] = ..., path: _Optional[str] = ..., up: bool = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., elapsed_ms: _Optional[int] = ...) -> None: ...
     class Counters(_message.Message):
         __slots__ = ("jobs", "dials", "goroutines", "payloads", "blobs_bytes")
         JOBS_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +179,7 @@ class GetStatusReply(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     STACKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     started_unix: int
@@ -172,7 +188,8 @@ class GetStatusReply(_message.Message):
     counters: GetStatusReply.Counters
     stacks: str
     draining: bool
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[GetStatusReply.Run, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[GetStatusReply.Node, _Mapping]]] = ..., counters: _Optional[_Union[GetStatusReply.Counters, _Mapping]] = ..., stacks: _Optional[str] = ..., draining: bool = ...) -> None: ...
+    transfers: _containers.RepeatedCompositeFieldContainer[GetStatusReply.Transfer]
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[GetStatusReply.Run, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[GetStatusReply.Node, _Mapping]]] = ..., counters: _Optional[_Union[GetStatusReply.Counters, _Mapping]] = ..., stacks: _Optional[str] = ..., draining: bool = ..., transfers: _Optional[_Iterable[_Union[GetStatusReply.Transfer, _Mapping]]] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("force",)

@@ -525,15 +525,16 @@ func (x *GetStatusRequest) GetStacks() bool {
 }
 
 type GetStatusReply struct {
-	state         protoimpl.MessageState   `protogen:"open.v1"`
-	Version       string                   `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Pid           uint32                   `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
-	StartedUnix   int64                    `protobuf:"varint,3,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
-	Runs          []*GetStatusReply_Run    `protobuf:"bytes,4,rep,name=runs,proto3" json:"runs,omitempty"`
-	Nodes         []*GetStatusReply_Node   `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Counters      *GetStatusReply_Counters `protobuf:"bytes,6,opt,name=counters,proto3" json:"counters,omitempty"`
-	Stacks        string                   `protobuf:"bytes,7,opt,name=stacks,proto3" json:"stacks,omitempty"`
-	Draining      bool                     `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"`
+	state         protoimpl.MessageState     `protogen:"open.v1"`
+	Version       string                     `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Pid           uint32                     `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	StartedUnix   int64                      `protobuf:"varint,3,opt,name=started_unix,json=startedUnix,proto3" json:"started_unix,omitempty"`
+	Runs          []*GetStatusReply_Run      `protobuf:"bytes,4,rep,name=runs,proto3" json:"runs,omitempty"`
+	Nodes         []*GetStatusReply_Node     `protobuf:"bytes,5,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Counters      *GetStatusReply_Counters   `protobuf:"bytes,6,opt,name=counters,proto3" json:"counters,omitempty"`
+	Stacks        string                     `protobuf:"bytes,7,opt,name=stacks,proto3" json:"stacks,omitempty"`
+	Draining      bool                       `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"`
+	Transfers     []*GetStatusReply_Transfer `protobuf:"bytes,9,rep,name=transfers,proto3" json:"transfers,omitempty"` // files that are being moved, what began first first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -622,6 +623,13 @@ func (x *GetStatusReply) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *GetStatusReply) GetTransfers() []*GetStatusReply_Transfer {
+	if x != nil {
+		return x.Transfers
+	}
+	return nil
 }
 
 type StopRequest struct {
@@ -912,6 +920,90 @@ func (x *GetStatusReply_Node) GetMemoryKib() uint64 {
 	return 0
 }
 
+type GetStatusReply_Transfer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // on the node
+	Up            bool                   `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`    // it goes to the node
+	DoneBytes     uint64                 `protobuf:"varint,4,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    uint64                 `protobuf:"varint,5,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"` // 0: not known
+	ElapsedMs     uint64                 `protobuf:"varint,6,opt,name=elapsed_ms,json=elapsedMs,proto3" json:"elapsed_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatusReply_Transfer) Reset() {
+	*x = GetStatusReply_Transfer{}
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatusReply_Transfer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatusReply_Transfer) ProtoMessage() {}
+
+func (x *GetStatusReply_Transfer) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatusReply_Transfer.ProtoReflect.Descriptor instead.
+func (*GetStatusReply_Transfer) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 2}
+}
+
+func (x *GetStatusReply_Transfer) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *GetStatusReply_Transfer) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *GetStatusReply_Transfer) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *GetStatusReply_Transfer) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *GetStatusReply_Transfer) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *GetStatusReply_Transfer) GetElapsedMs() uint64 {
+	if x != nil {
+		return x.ElapsedMs
+	}
+	return 0
+}
+
 type GetStatusReply_Counters struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Jobs          uint64                 `protobuf:"varint,1,opt,name=jobs,proto3" json:"jobs,omitempty"`
@@ -925,7 +1017,7 @@ type GetStatusReply_Counters struct {
 
 func (x *GetStatusReply_Counters) Reset() {
 	*x = GetStatusReply_Counters{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -937,7 +1029,7 @@ func (x *GetStatusReply_Counters) String() string {
 func (*GetStatusReply_Counters) ProtoMessage() {}
 
 func (x *GetStatusReply_Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -950,7 +1042,7 @@ func (x *GetStatusReply_Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusReply_Counters.ProtoReflect.Descriptor instead.
 func (*GetStatusReply_Counters) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 2}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 3}
 }
 
 func (x *GetStatusReply_Counters) GetJobs() uint64 {
@@ -1027,7 +1119,7 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\n" +
 	"ResetReply\"*\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
-	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xce\a\n" +
+	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xb9\t\n" +
 	"\x0eGetStatusReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12!\n" +
@@ -1036,7 +1128,8 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\x05nodes\x18\x05 \x03(\v2#.mitogen_mux.v1.GetStatusReply.NodeR\x05nodes\x12C\n" +
 	"\bcounters\x18\x06 \x01(\v2'.mitogen_mux.v1.GetStatusReply.CountersR\bcounters\x12\x16\n" +
 	"\x06stacks\x18\a \x01(\tR\x06stacks\x12\x1a\n" +
-	"\bdraining\x18\b \x01(\bR\bdraining\x1af\n" +
+	"\bdraining\x18\b \x01(\bR\bdraining\x12E\n" +
+	"\ttransfers\x18\t \x03(\v2'.mitogen_mux.v1.GetStatusReply.TransferR\ttransfers\x1af\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12!\n" +
@@ -1060,7 +1153,17 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\x05hosts\x18\v \x03(\tR\x05hosts\x12&\n" +
 	"\x0fidle_since_unix\x18\f \x01(\x03R\ridleSinceUnix\x12\x1d\n" +
 	"\n" +
-	"memory_kib\x18\r \x01(\x04R\tmemoryKib\x1a\x91\x01\n" +
+	"memory_kib\x18\r \x01(\x04R\tmemoryKib\x1a\xa1\x01\n" +
+	"\bTransfer\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x0e\n" +
+	"\x02up\x18\x03 \x01(\bR\x02up\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x04 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x05 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"elapsed_ms\x18\x06 \x01(\x04R\telapsedMs\x1a\x91\x01\n" +
 	"\bCounters\x12\x12\n" +
 	"\x04jobs\x18\x01 \x01(\x04R\x04jobs\x12\x14\n" +
 	"\x05dials\x18\x02 \x01(\x04R\x05dials\x12\x1e\n" +
@@ -1106,7 +1209,7 @@ func file_mitogen_mux_v1_runs_proto_rawDescGZIP() []byte {
 }
 
 var file_mitogen_mux_v1_runs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mitogen_mux_v1_runs_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_mitogen_mux_v1_runs_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_mitogen_mux_v1_runs_proto_goTypes = []any{
 	(NodeState)(0),                  // 0: mitogen_mux.v1.NodeState
 	(*AttachRequest)(nil),           // 1: mitogen_mux.v1.AttachRequest
@@ -1121,32 +1224,34 @@ var file_mitogen_mux_v1_runs_proto_goTypes = []any{
 	(*StopReply)(nil),               // 10: mitogen_mux.v1.StopReply
 	(*GetStatusReply_Run)(nil),      // 11: mitogen_mux.v1.GetStatusReply.Run
 	(*GetStatusReply_Node)(nil),     // 12: mitogen_mux.v1.GetStatusReply.Node
-	(*GetStatusReply_Counters)(nil), // 13: mitogen_mux.v1.GetStatusReply.Counters
-	(*Variable)(nil),                // 14: mitogen_mux.v1.Variable
-	(*Path)(nil),                    // 15: mitogen_mux.v1.Path
+	(*GetStatusReply_Transfer)(nil), // 13: mitogen_mux.v1.GetStatusReply.Transfer
+	(*GetStatusReply_Counters)(nil), // 14: mitogen_mux.v1.GetStatusReply.Counters
+	(*Variable)(nil),                // 15: mitogen_mux.v1.Variable
+	(*Path)(nil),                    // 16: mitogen_mux.v1.Path
 }
 var file_mitogen_mux_v1_runs_proto_depIdxs = []int32{
-	14, // 0: mitogen_mux.v1.AttachRequest.environ:type_name -> mitogen_mux.v1.Variable
-	15, // 1: mitogen_mux.v1.ResetRequest.path:type_name -> mitogen_mux.v1.Path
+	15, // 0: mitogen_mux.v1.AttachRequest.environ:type_name -> mitogen_mux.v1.Variable
+	16, // 1: mitogen_mux.v1.ResetRequest.path:type_name -> mitogen_mux.v1.Path
 	11, // 2: mitogen_mux.v1.GetStatusReply.runs:type_name -> mitogen_mux.v1.GetStatusReply.Run
 	12, // 3: mitogen_mux.v1.GetStatusReply.nodes:type_name -> mitogen_mux.v1.GetStatusReply.Node
-	13, // 4: mitogen_mux.v1.GetStatusReply.counters:type_name -> mitogen_mux.v1.GetStatusReply.Counters
-	0,  // 5: mitogen_mux.v1.GetStatusReply.Node.state:type_name -> mitogen_mux.v1.NodeState
-	1,  // 6: mitogen_mux.v1.Runs.Attach:input_type -> mitogen_mux.v1.AttachRequest
-	3,  // 7: mitogen_mux.v1.Runs.Detach:input_type -> mitogen_mux.v1.DetachRequest
-	5,  // 8: mitogen_mux.v1.Runs.Reset:input_type -> mitogen_mux.v1.ResetRequest
-	7,  // 9: mitogen_mux.v1.Status.Get:input_type -> mitogen_mux.v1.GetStatusRequest
-	9,  // 10: mitogen_mux.v1.Status.Stop:input_type -> mitogen_mux.v1.StopRequest
-	2,  // 11: mitogen_mux.v1.Runs.Attach:output_type -> mitogen_mux.v1.AttachReply
-	4,  // 12: mitogen_mux.v1.Runs.Detach:output_type -> mitogen_mux.v1.DetachReply
-	6,  // 13: mitogen_mux.v1.Runs.Reset:output_type -> mitogen_mux.v1.ResetReply
-	8,  // 14: mitogen_mux.v1.Status.Get:output_type -> mitogen_mux.v1.GetStatusReply
-	10, // 15: mitogen_mux.v1.Status.Stop:output_type -> mitogen_mux.v1.StopReply
-	11, // [11:16] is the sub-list for method output_type
-	6,  // [6:11] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	14, // 4: mitogen_mux.v1.GetStatusReply.counters:type_name -> mitogen_mux.v1.GetStatusReply.Counters
+	13, // 5: mitogen_mux.v1.GetStatusReply.transfers:type_name -> mitogen_mux.v1.GetStatusReply.Transfer
+	0,  // 6: mitogen_mux.v1.GetStatusReply.Node.state:type_name -> mitogen_mux.v1.NodeState
+	1,  // 7: mitogen_mux.v1.Runs.Attach:input_type -> mitogen_mux.v1.AttachRequest
+	3,  // 8: mitogen_mux.v1.Runs.Detach:input_type -> mitogen_mux.v1.DetachRequest
+	5,  // 9: mitogen_mux.v1.Runs.Reset:input_type -> mitogen_mux.v1.ResetRequest
+	7,  // 10: mitogen_mux.v1.Status.Get:input_type -> mitogen_mux.v1.GetStatusRequest
+	9,  // 11: mitogen_mux.v1.Status.Stop:input_type -> mitogen_mux.v1.StopRequest
+	2,  // 12: mitogen_mux.v1.Runs.Attach:output_type -> mitogen_mux.v1.AttachReply
+	4,  // 13: mitogen_mux.v1.Runs.Detach:output_type -> mitogen_mux.v1.DetachReply
+	6,  // 14: mitogen_mux.v1.Runs.Reset:output_type -> mitogen_mux.v1.ResetReply
+	8,  // 15: mitogen_mux.v1.Status.Get:output_type -> mitogen_mux.v1.GetStatusReply
+	10, // 16: mitogen_mux.v1.Status.Stop:output_type -> mitogen_mux.v1.StopReply
+	12, // [12:17] is the sub-list for method output_type
+	7,  // [7:12] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_mitogen_mux_v1_runs_proto_init() }
@@ -1163,7 +1268,7 @@ func file_mitogen_mux_v1_runs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_runs_proto_rawDesc), len(file_mitogen_mux_v1_runs_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -1,0 +1,182 @@
+// Command transfer moves files with the rooms of the daemon, without Ansible: what bench/transfers.py times. Each line of its stdin is
+// "put" or "get", source and destination, separated by tabs; each line of its stdout says what that came to. Commands run all the while.
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+	"github.com/mitogen-mux/mitogen-mux/internal/mux"
+	"github.com/mitogen-mux/mitogen-mux/internal/sshlink"
+)
+
+// said is what a transfer came to.
+type said struct {
+	Seconds  float64 `json:"seconds"`
+	Alone    float64 `json:"alone"`  // seconds of a command before it, median
+	Beside   float64 `json:"beside"` // seconds of a command while it was under way, median
+	Worst    float64 `json:"worst"`  // and the slowest
+	Commands int     `json:"commands"`
+	Resident int     `json:"resident_kib"` // of this process, at most so far
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "transfer:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	port := flag.Uint("port", 22, "of 127.0.0.1")
+	user := flag.String("user", "", "whose login")
+	key := flag.String("key", "", "private key file")
+	known := flag.String("known-hosts", "", "file with the host's key")
+	python := flag.String("python", "/usr/bin/python3", "interpreter on the host")
+	flag.Parse()
+	ctx := context.Background()
+	tree := mux.New(mux.Options{Dialer: sshlink.New(sshlink.Options{})})
+	defer tree.Close() //nolint:errcheck // nothing is left to be done about it
+	path := hop.Path{{
+		SSH: &hop.SSH{
+			Host: "127.0.0.1", Port: uint16(*port), User: *user, PrivateKeyFile: *key, HostKeyChecking: true, TimeoutSeconds: 30,
+			Args: []string{"-F", "none", "-o", "UserKnownHostsFile=" + *known}, Executable: "ssh",
+		},
+		Interpreter: *python,
+	}}
+	node, err := tree.Acquire(ctx, hop.Run{ID: "bench", Environ: os.Environ(), Cwd: "/", MaxInterp: 20, AgentName: "mitogen-mux: bench"}, "host", path)
+	if err != nil {
+		return fmt.Errorf("cannot connect: %w", err)
+	}
+	defer node.Release()
+	files := fileservice.New()
+	lines := bufio.NewScanner(os.Stdin)
+	for lines.Scan() {
+		words := strings.Split(lines.Text(), "\t")
+		if len(words) != 3 {
+			return fmt.Errorf("cannot do %q", lines.Text())
+		}
+		answer, err := measure(ctx, node, files, words[0], words[1], words[2])
+		if err != nil {
+			return err
+		}
+		if err := json.NewEncoder(os.Stdout).Encode(answer); err != nil {
+			return fmt.Errorf("cannot answer: %w", err)
+		}
+	}
+	return lines.Err() //nolint:wrapcheck // of stdin
+}
+
+// caller is a node as the file service wants it.
+type caller struct{ *mux.Context }
+
+// Exec implements fileservice.Caller.
+func (c caller) Exec(ctx context.Context, cmd []byte, tty bool) (fileservice.Process, error) {
+	return c.Context.Exec(ctx, cmd, mux.ExecOptions{TTY: tty}) //nolint:wrapcheck // the bench's own
+}
+
+func measure(ctx context.Context, node *mux.Context, files *fileservice.Service, verb, from, to string) (*said, error) {
+	var alone []float64
+	for range 5 {
+		took, err := command(ctx, node)
+		if err != nil {
+			return nil, err
+		}
+		alone = append(alone, took)
+	}
+	beside, stop := []float64{}, make(chan struct{})
+	var asking sync.WaitGroup
+	var failed error
+	asking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			took, err := command(ctx, node)
+			if err != nil {
+				failed = err
+				return
+			}
+			select {
+			case <-stop: // it may have been alone
+				return
+			default:
+				beside = append(beside, took)
+			}
+		}
+	})
+	start := time.Now()
+	var err error
+	if verb == "put" {
+		_, err = files.Put(ctx, caller{node}, &fileservice.PutRequest{Path: from, Dest: []byte(to)})
+	} else {
+		_, err = files.Get(ctx, caller{node}, &fileservice.GetRequest{Source: []byte(from), Path: to})
+	}
+	out := &said{Seconds: time.Since(start).Seconds(), Resident: resident()}
+	close(stop)
+	asking.Wait()
+	if err == nil {
+		err = failed
+	}
+	out.Alone, out.Beside, out.Commands = median(alone), median(beside), len(beside)
+	if len(beside) > 0 {
+		out.Worst = slices.Max(beside)
+	}
+	return out, err
+}
+
+// command is how long one takes, in seconds.
+func command(ctx context.Context, node *mux.Context) (float64, error) {
+	start := time.Now()
+	stream, err := node.Open(ctx, agent.Command{Argv: [][]byte{[]byte("/bin/true")}})
+	if err != nil {
+		return 0, fmt.Errorf("cannot run a command: %w", err)
+	}
+	defer stream.Close()
+	if err := stream.CloseSend(); err != nil {
+		return 0, fmt.Errorf("cannot run a command: %w", err)
+	}
+	for {
+		event, err := stream.Recv(ctx)
+		if err != nil {
+			return 0, fmt.Errorf("cannot run a command: %w", err)
+		}
+		if event.Channel == agent.Final {
+			return time.Since(start).Seconds(), nil
+		}
+	}
+}
+
+func median(all []float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// resident is the most memory that this process has had resident, in KiB; 0 where the system does not say.
+func resident() int {
+	text, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, _ := strconv.Atoi(strings.Fields(rest)[0])
+			return n
+		}
+	}
+	return 0
+}
