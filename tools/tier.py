@@ -30,6 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / '.cache' / 'results'
 GO_TOOL = ('go', 'tool', '-modfile=tools/go.mod')
 CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21')
+OTHER_OPENSSH = ('bullseye', 'trixie')  # Debian releases: 8.4 and 10.0
 CROSS = ('linux/amd64', 'linux/arm64', 'darwin/amd64', 'darwin/arm64')
 Work = collections.abc.Callable[[], None]
 PYTHON_CODE = ('ansible_plugins', 'internal/agent', 'tests', 'tools', 'demo', 'bench')
@@ -68,10 +69,10 @@ class Tier:
             if not ok:
                 numbers.said.append(done.stdout)
 
-    def go_test(self, name: str, *args: str) -> None:
+    def go_test(self, name: str, *args: str, env: dict[str, str] | None = None) -> None:
         """``go test``, of which the failures are shown."""
         with Step(self, name) as numbers:
-            run = subprocess.Popen(('go', 'test', '-json', *args), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            run = subprocess.Popen(('go', 'test', '-json', *args), cwd=ROOT, env={**os.environ, **(env or {})}, stdout=subprocess.PIPE, text=True)
             assert run.stdout is not None
             said: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
             parents: set[tuple[str, str]] = set()
@@ -285,6 +286,19 @@ def chain(tier: Tier, depths: dict[str, str], *which: str) -> list[Work]:
     return works
 
 
+def other_openssh(tier: Tier, release: str) -> None:
+    """What meets an SSH server, with that of another Debian release."""
+    done = subprocess.run(('tools/openssh-from-debian.sh', release), cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        with Step(tier, f'OpenSSH of {release}') as numbers:
+            numbers.skips.append((f'OpenSSH of {release}', done.stderr.strip()))
+        return
+    env = {'MITOGEN_MUX_TEST_SSHD': done.stdout.strip()}
+    tier.go_test(f'go test, OpenSSH of {release}', '-count=1', './internal/sshlink', env=env)
+    newest = newest_core()
+    tier.pytest(f'integration, OpenSSH of {release}', newest, 'tests/integration', f'--core={newest}', '--tier=smoke', env=env)
+
+
 def ends() -> tuple[str, str]:
     """The newest core that this machine can run, and the oldest."""
     return newest_core(), CORES[0]
@@ -315,7 +329,10 @@ def main(argv: list[str]) -> int:
             tier = Tier('matrix')
             make_cores()
             whole = chain(tier, {**dict.fromkeys(ends(), 'matrix'), **dict.fromkeys(between(), 'cases')})
-            side_by_side([*whole, *units(tier, dict.fromkeys(CORES, ''), 'all', frozenset(ends())), *lint(tier)])
+            others = [functools.partial(other_openssh, tier, release) for release in OTHER_OPENSSH]
+            # Some thirty operations a check.
+            model = functools.partial(tier.go_test, 'go test, 60,000 operations on files', '-run', '^TestModel$', './internal/fileservice', '-rapid.checks=2000')
+            side_by_side([*whole, *units(tier, dict.fromkeys(CORES, ''), 'all', frozenset(ends())), model, *others, *lint(tier)])
             tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():
             tier = Tier('flake')

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
+SSHD = os.environ.get("MITOGEN_MUX_TEST_SSHD") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 GECOS = "mitogen-mux test of process "  # marks our accounts, and says whose they are
 
 
@@ -196,6 +196,13 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+def own_programs() -> str:
+    """Lines of sshd_config that keep an sshd that stands elsewhere to its own parts; none before 9.8, which is one program."""
+    folder = Path(SSHD or "").parent.parent / "lib" / "openssh"
+    parts = {"SshdSessionPath": folder / "sshd-session", "SshdAuthPath": folder / "sshd-auth"}
+    return "".join(f"{option} {path}\n" for option, path in parts.items() if path.exists())
+
+
 class Sshd:
     """One sshd on loopback with a host key and a configuration of its own.
 
@@ -220,8 +227,8 @@ class Sshd:
         config = self.directory / "sshd_config"
         config.write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {key}\nPidFile none\nUsePAM no\nStrictModes no\n"
-            f"AuthorizedKeysFile {self.authorized}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"MaxStartups 200\nPrintMotd no\nSubsystem sftp internal-sftp\n{self.extra}"
+            f"AuthorizedKeysFile {self.authorized}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nChallengeResponseAuthentication no\n"
+            f"MaxStartups 200\nPrintMotd no\nSubsystem sftp internal-sftp\n{own_programs()}{self.extra}"
         )
         assert SSHD is not None
         argv = [SSHD, "-D", "-e", "-f", str(config)]

@@ -44,9 +44,12 @@ type Options struct {
 	Config     string // lines in front of the defaults: the first value holds
 }
 
-// FindSSHD returns the path of sshd, or skips the test.
+// FindSSHD returns the path of sshd, or skips the test. MITOGEN_MUX_TEST_SSHD names another than the machine's.
 func FindSSHD(t testing.TB) string {
 	t.Helper()
+	if path := os.Getenv("MITOGEN_MUX_TEST_SSHD"); path != "" {
+		return path
+	}
 	for _, name := range []string{"sshd", "/usr/sbin/sshd"} {
 		if path, err := exec.LookPath(name); err == nil {
 			if abs, err := filepath.Abs(path); err == nil {
@@ -56,6 +59,22 @@ func FindSSHD(t testing.TB) string {
 	}
 	t.Skip("sshd is not installed")
 	return ""
+}
+
+// ownPrograms are the lines that keep an sshd that stands elsewhere to its own parts; none before 9.8, which is one program.
+func ownPrograms(sshd string) string {
+	lines, folder := "", filepath.Join(filepath.Dir(sshd), "..", "lib", "openssh")
+	for option, name := range map[string]string{"SshdSessionPath": "sshd-session", "SshdAuthPath": "sshd-auth"} {
+		if path := filepath.Join(folder, name); exists(path) {
+			lines += option + " " + path + "\n"
+		}
+	}
+	return lines
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // StartSSHD starts a server that lasts until the test ends.
@@ -76,7 +95,7 @@ func StartSSHD(t testing.TB, o Options) *SSHD {
 		o.HostKeys = []string{"ed25519"}
 	}
 	var config strings.Builder
-	config.WriteString(o.Config + "\n")
+	config.WriteString(o.Config + "\n" + ownPrograms(program))
 	for _, kind := range o.HostKeys {
 		file := filepath.Join(s.Dir, "host_"+kind)
 		s.Keys[kind] = WriteKey(t, file, kind, "")
@@ -89,7 +108,7 @@ func StartSSHD(t testing.TB, o Options) *SSHD {
 	keys := filepath.Join(s.Dir, "authorized_keys")
 	WriteFile(t, keys, authorized.String())
 	fmt.Fprintf(&config, "AuthorizedKeysFile %s\nStrictModes no\nPermitRootLogin yes\nPidFile none\nUsePAM no\nLogLevel DEBUG1\n"+
-		"PasswordAuthentication no\nKbdInteractiveAuthentication no\nPrintMotd no\nPrintLastLog no\n", keys)
+		"PasswordAuthentication no\nKbdInteractiveAuthentication no\nChallengeResponseAuthentication no\nPrintMotd no\nPrintLastLog no\n", keys)
 	file := filepath.Join(s.Dir, "sshd_config")
 	WriteFile(t, file, config.String())
 
