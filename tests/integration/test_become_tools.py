@@ -34,7 +34,8 @@ class Tool:
 AFTER_USER = 'while [ "$1" != -u ]; do shift; done; shift 2'
 AFTER_FLAGS = 'while [ "${1#-}" != "$1" ]; do shift; done'
 
-TTY = (("ANSIBLE_SSH_EXTRA_ARGS", "-tt"),)  # the core asks for it before it knows the host's variables
+# The core asks for a terminal before it knows the host's variables, and 2.16 does not know that these plugins cannot pipeline.
+TTY = (("ANSIBLE_SSH_EXTRA_ARGS", "-tt"), ("ANSIBLE_PIPELINING", "0"))
 
 TOOLS = {
     "dzdo": Tool("community.general.dzdo", "[dzdo via ansible, key=$key] password:", refusal="Sorry, try again.", skip=AFTER_USER),
@@ -44,7 +45,7 @@ TOOLS = {
     "sesu": Tool(
         "community.general.sesu", "Please enter your password:", refusal="Sorry, try again with sesu.", skip='while [ "$1" != -c ]; do shift; done; shift'
     ),
-    "run0": Tool("community.general.run0", skip=AFTER_FLAGS, env=TTY),  # plain Ansible, which pipelines here, has no way to answer it
+    "run0": Tool("community.general.run0", skip=AFTER_FLAGS, env=TTY),  # plain Ansible has no way to answer it
     "machinectl": Tool(
         "community.general.machinectl",
         "Password: ",
