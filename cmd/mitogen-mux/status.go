@@ -18,7 +18,7 @@ import (
 
 type statusCommand struct {
 	JSON   bool `help:"Print it as JSON, with the names of the .proto." name:"json"`
-	Stacks bool `help:"Add the stacks of all goroutines."`
+	Stacks bool `help:"Add what the agents are doing, and the stacks of all goroutines."`
 }
 
 // Run prints the status of this version's daemon.
@@ -109,6 +109,12 @@ func statusText(s *muxv1.GetStatusReply, now time.Time, dir string) string {
 				row(t.GetHost(), way, bytesText(t.GetDoneBytes()), of, bytesText(rate), t.GetPath())
 			}
 		})
+	}
+	if len(s.GetAgents()) > 0 {
+		say("\nAgents\n")
+		for _, text := range s.GetAgents() {
+			say("%s\n", text)
+		}
 	}
 	if s.GetStacks() != "" {
 		say("\n%s\n", strings.TrimSpace(s.GetStacks()))

@@ -47,6 +47,7 @@ Nodes: 0
 					{Host: "h1", Path: "/srv/a", Up: true, DoneBytes: 3 << 20, TotalBytes: 1 << 30, ElapsedMs: 1500},
 					{Host: "h2", Path: "/srv/b", DoneBytes: 10},
 				},
+				Agents: []string{"ssh a@h1:\nno job"},
 				Stacks: "goroutine 1 [running]:\n",
 			},
 			`
@@ -71,6 +72,10 @@ Files: 2
 HOST  WAY  DONE    OF      A SECOND  FILE
 h1    put  3.0MiB  1.0GiB  2.0MiB    /srv/a
 h2    get  10B     -       9.8KiB    /srv/b
+
+Agents
+ssh a@h1:
+no job
 
 goroutine 1 [running]:
 `,

@@ -41,7 +41,7 @@ class SelectPoll(object):
         return [(fd, 1) for fd in ready[0]] + [(fd, 4) for fd in ready[1]]
 
 
-KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder}
+KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder, 8: Look}
 CHAINED = 128           # a bit of the kind
 GROWTH = 64             # KiB that are worth a word
 PAGE = resource.getpagesize()

@@ -9,8 +9,49 @@ import signal
 REPORT_SIZE = 8388608   # room for the code a job compiled; pages that are not used cost nothing
 
 
+class Look(Stream):
+    """What the agent's jobs are doing, for people: never what they were given."""
+
+    def start(self, record):
+        unpack(record, ())
+        lines = []
+        table = process_table()
+        for pid, job in sorted(self.agent.jobs.items()):
+            lines.append('job of process %d: %s, for %d s' % (pid, job.name, clock() - job.forked))
+            lines += ['  process %s (%s), %s' % (other[0], other[1], waiting_for(other[0])) for other in table if other[5] == str(pid)]
+        text = to_bytes('\n'.join(lines or ['no job']))[:MAX_PAYLOAD]
+        self.agent.send(DATA, self.number, text)
+        self.agent.send(END, self.number)
+        self.finish()
+
+
+def process_table():
+    """Of every process: pid, name, state, parent, group, session and so on, as /proc/PID/stat has them; nothing where there is no /proc."""
+    table = []
+    for pid in os.listdir('/proc') if os.path.isdir('/proc/self') else ():
+        try:
+            with open('/proc/%d/stat' % int(pid)) as stat:
+                before, _, after = stat.read().rpartition(')')
+        except (EnvironmentError, ValueError):
+            continue    # it has ended, or is none
+        table.append([pid, before.partition('(')[2]] + after.split())
+    return table
+
+
+def waiting_for(pid):
+    """What the kernel says that a process waits for."""
+    try:
+        with open('/proc/%s/wchan' % pid) as wchan:
+            name = wchan.read().strip('\0\n')
+    except EnvironmentError:
+        name = ''
+    return 'waits in %s' % name if name not in ('', '0') else 'runs, or waits for what is not told'
+
+
 class Job(Stream):
     """A forked child in a session of its own."""
+
+    name = ''       # for people
 
     stays = True    # the agent outlives its link for it
     pid = status = stdin = tty = slave = None
@@ -151,6 +192,7 @@ class Module(Job):
         params, self.params = b''.join(self.params), None
         nofile = int(fields[7] or 0)
         self.payload = payload = agent.payload(fields[1])
+        self.name = payload.module
         agent.prepare(payload)
         keep = not payload.real and agent.agrees(payload)
         if not payload.warm:
@@ -186,6 +228,7 @@ class Module(Job):
 
 
 class Command(Job):
+    name = 'a command'
     accepts = (DATA,)
 
     def start(self, record):
@@ -209,6 +252,7 @@ class Command(Job):
 
 
 class Spawn(Job):
+    name = 'another account'
     accepts = (DATA,)
     stays = False       # it has a link of its own, which ends with ours
 

@@ -85,6 +85,7 @@ func goldenMessages() []goldenMessage {
 		{"open-folder", down, Frame{TypeOpen, 13, nil}, Folder{Path: []byte("/home/é/.ansible/tmp/a"), UID: 1000}},
 		{"open-folder-remove", down, Frame{TypeOpen, 14, nil}, Folder{Path: []byte("/tmp/a"), Remove: true}},
 		{"open-put-uid", down, Frame{TypeOpen, 15, nil}, Put{Dest: []byte("/tmp/a"), Size: 7, Mode: &mode, SHA256: sum, UID: 1000}},
+		{"open-look", down, Frame{TypeOpen, 18, nil}, Look{}},
 		{"open-chained", down, Frame{TypeOpen, 16, nil}, Chained{Request: Folder{Path: []byte("/a")}, Chain: &Chain{id: 1, length: 2}}},
 		{"open-chained-guard", down, Frame{TypeOpen, 17, nil}, Chained{
 			Request: Module{Manifest: sum, Params: []byte(`{}`), Name: "file"}, Chain: &Chain{id: 2, length: 3}, Index: 2,

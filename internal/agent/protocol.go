@@ -96,6 +96,7 @@ const (
 	KindSpawn   Kind = 5
 	KindBlobs   Kind = 6
 	KindFolder  Kind = 7
+	KindLook    Kind = 8
 )
 
 // answers says which frames the agent may send on a stream of a kind. CREDIT and RESULT it may always send: what it may not, the
@@ -108,6 +109,7 @@ var answers = map[Kind]map[FrameType]bool{
 	KindSpawn:   {TypeData: true, TypeErr: true, TypeTTY: true, TypeEnd: true},
 	KindBlobs:   {},
 	KindFolder:  {},
+	KindLook:    {TypeData: true, TypeEnd: true},
 }
 
 // Hello is the agent's first word.
@@ -121,7 +123,7 @@ type Hello struct {
 	Account    string
 }
 
-// Request is what a stream is opened for: Module, Command, Put, Get, Spawn, Blobs or Folder, or one of them as Chained.
+// Request is what a stream is opened for: Module, Command, Put, Get, Spawn, Blobs, Folder or Look, or one of them as Chained.
 type Request interface {
 	kind() Kind
 	fields(b *record)
@@ -189,6 +191,9 @@ type Folder struct {
 	Remove bool
 	UID    uint32 // as Put's
 }
+
+// Look asks what the agent is doing, as text for people.
+type Look struct{}
 
 // Failure is why the agent could not do what it was asked.
 type Failure string

@@ -187,6 +187,7 @@ func (Get) kind() Kind     { return KindGet }
 func (Spawn) kind() Kind   { return KindSpawn }
 func (Blobs) kind() Kind   { return KindBlobs }
 func (Folder) kind() Kind  { return KindFolder }
+func (Look) kind() Kind    { return KindLook }
 
 func (m Module) fields(r *record) {
 	r.putDigest(1, m.Manifest)
@@ -226,6 +227,7 @@ func (s Spawn) fields(r *record) {
 }
 
 func (Blobs) fields(*record) {}
+func (Look) fields(*record)  {}
 
 func (f Folder) fields(r *record) {
 	r.putBytes(1, f.Path)
@@ -274,6 +276,8 @@ func DecodeRequest(payload []byte) (Request, error) {
 		return decodeRequest(&s, fields, schema{1: asList(&s.Argv), 2: asUint(&s.Terminal, uint64(StdioTerminal))})
 	case KindBlobs:
 		return decodeRequest(&Blobs{}, fields, schema{})
+	case KindLook:
+		return decodeRequest(&Look{}, fields, schema{})
 	case KindFolder:
 		var f Folder
 		return decodeRequest(&f, fields, schema{1: asBytes(&f.Path), 2: asBool(&f.Remove), 3: asUint(&f.UID, math.MaxUint32)})

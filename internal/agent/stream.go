@@ -113,7 +113,7 @@ func (l *Link) Open(ctx context.Context, r Request) (*Stream, error) {
 	case KindModule, KindCommand, KindPut, KindGet, KindFolder:
 		l.jobs++
 		s.isCounted = true
-	case KindSpawn, KindBlobs:
+	case KindSpawn, KindBlobs, KindLook:
 	}
 	if !s.takes(TypeData) {
 		s.release()
@@ -176,6 +176,8 @@ func valueOf(r Request) Request {
 	case *Blobs:
 		return *p
 	case *Folder:
+		return *p
+	case *Look:
 		return *p
 	default:
 		return r

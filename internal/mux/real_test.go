@@ -374,3 +374,42 @@ func TestRealSudo(t *testing.T) {
 		t.Errorf("became %q", got)
 	}
 }
+
+func TestRealLook(t *testing.T) {
+	tree, python := realTree(t, "/bin/sh")
+	path := hop.Path{sshHop("here", python), fakeSudo(t, "none", "", python)}
+	c, err := tree.Acquire(t.Context(), run("r1"), "here", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Release()
+	output(t, c, "true")
+	stream, err := c.Open(t.Context(), &agent.Command{Argv: [][]byte{[]byte("/bin/sleep"), []byte("1000")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	var answers []string
+	for len(answers) < 2 || !strings.Contains(answers[1], "(sleep)") {
+		answers = tree.Look(t.Context())
+	}
+	if !strings.HasPrefix(answers[0], "ssh here:\n") || !strings.HasPrefix(answers[1], "ssh here, sudo root:\njob of process ") {
+		t.Errorf("%q", answers)
+	}
+	// One that is stuck keeps nobody waiting for long.
+	hello, err := c.link.Hello(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(hello.PID, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	answers = tree.Look(t.Context())
+	_ = syscall.Kill(hello.PID, syscall.SIGCONT)
+	if len(answers) != 2 || !strings.Contains(answers[1], "it does not answer") {
+		t.Errorf("%q", answers)
+	}
+}

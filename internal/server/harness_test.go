@@ -44,6 +44,7 @@ type fakeTree struct {
 	err  error
 
 	discovers func() (Node, error) // nil: as any other
+	wait      func()               // nil: nobody has to
 
 	mu       sync.Mutex
 	acquired []acquisition
@@ -61,6 +62,9 @@ type acquisition struct {
 }
 
 func (f *fakeTree) Acquire(_ context.Context, run hop.Run, host string, path hop.Path) (Node, error) {
+	if f.wait != nil {
+		f.wait()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.acquired = append(f.acquired, acquisition{run, host, path})
@@ -92,6 +96,8 @@ func (f *fakeTree) EndRun(run string) {
 
 func (f *fakeTree) Nodes() []mux.NodeInfo { return f.nodes }
 func (f *fakeTree) Dials() uint64         { return 7 }
+
+func (f *fakeTree) Look(context.Context) []string { return []string{"an agent:\nno job"} }
 
 func (f *fakeTree) endedRuns() []string {
 	f.mu.Lock()

@@ -112,6 +112,7 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 }
 
 func (r *request) acquire(ctx context.Context) error {
+	defer r.tellOfWaiting()()
 	node, err := r.server.o.Tree.Acquire(ctx, r.run, r.host, r.path)
 	if last := &r.path[len(r.path)-1]; unanswered(last, err) {
 		last.Discovery = nil // a shell can say that there is no interpreter

@@ -46,6 +46,7 @@ type Options struct {
 	// Stop is called once, when the daemon has been asked to end (and, unless forced, its last run has ended). It must return at
 	// once; Close is its business.
 	Stop func()
+	Slow time.Duration // a request's wait for its connection that its user is told of; 0: five seconds
 }
 
 // Server serves the daemon's gRPC services.
@@ -65,6 +66,9 @@ type Server struct {
 func New(o Options) *Server {
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
+	}
+	if o.Slow == 0 {
+		o.Slow = slowAfter
 	}
 	s := &Server{o: o, log: o.Log.Named("server"), keys: newKeyMaker(), started: time.Now()}
 	s.leave = sync.OnceFunc(func() {

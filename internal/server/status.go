@@ -23,7 +23,7 @@ type statusService struct {
 }
 
 // Get describes the daemon.
-func (s *statusService) Get(_ context.Context, in *muxv1.GetStatusRequest) (*muxv1.GetStatusReply, error) {
+func (s *statusService) Get(ctx context.Context, in *muxv1.GetStatusRequest) (*muxv1.GetStatusReply, error) {
 	payloads, blobs := s.o.Payloads.Counts()
 	reply := &muxv1.GetStatusReply{
 		Version:     s.o.Version,
@@ -54,6 +54,7 @@ func (s *statusService) Get(_ context.Context, in *muxv1.GetStatusRequest) (*mux
 	if in.GetStacks() {
 		buffer := make([]byte, maxStacks)
 		reply.Stacks = string(buffer[:runtime.Stack(buffer, true)])
+		reply.Agents = s.o.Tree.Look(ctx)
 	}
 	return reply, nil
 }

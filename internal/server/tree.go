@@ -18,6 +18,7 @@ type Tree interface {
 	Vacate(ctx context.Context, run, host, account string) error
 	EndRun(run string)
 	Nodes() []mux.NodeInfo
+	Look(ctx context.Context) []string
 	Dials() uint64
 }
 

@@ -143,6 +143,10 @@ func (r *resolver) standard(p *place, executable string) *config {
 // askTimeout bounds one `ssh -G`, which may look names up and run the commands of Match exec.
 const askTimeout = 60 * time.Second
 
+// lateOutput is how long the program's output may take to be read once it has ended. Whoever it has left behind with its output open is
+// not waited for; a machine that has five hundred other things to do must not be taken for that.
+const lateOutput = 10 * time.Second
+
 func ask(ctx context.Context, p *place, executable string, args []string, host string) (*config, error) {
 	path := p.lookPath(sshName(executable))
 	if path == "" {
@@ -150,7 +154,7 @@ func ask(ctx context.Context, p *place, executable string, args []string, host s
 	}
 	cmd := exec.CommandContext(ctx, path, slices.Concat([]string{"-G"}, args, []string{"--", host})...) // the user's own ssh
 	cmd.Env, cmd.Dir = append([]string{}, p.run.Environ...), p.run.Cwd
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = lateOutput
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

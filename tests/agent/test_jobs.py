@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from agent_driver import CANCEL, COMMAND, CREDIT, CREDIT_AT, DATA, END, ERR, MOST_WINDOW, RESULT, SPAWN, TTY, WIDEN, WINDOW, eventually, gone
+from agent_driver import CANCEL, COMMAND, CREDIT, CREDIT_AT, DATA, END, ERR, LOOK, MOST_WINDOW, RESULT, SPAWN, TTY, WIDEN, WINDOW, eventually, gone
 
 MIB = 1 << 20
 
@@ -134,6 +134,20 @@ def test_a_wider_window_is_for_both_ways(agent, tmp_path):
     go.write_text('')
     agent.send(END, stream)
     assert int(agent.result(stream).err) == MOST_WINDOW
+
+
+def test_look(agent):
+    """What jobs are doing is told, what they were given is not."""
+    nobody = agent.result(agent.open(LOOK))
+    assert (bytes(nobody.data), nobody.ended) == (b'no job', True)
+    stream = agent.open(COMMAND, (1, b'sh'), (1, b'-c'), (1, b'sleep 1000; : secret'))
+    text = ''
+    while '(sleep)' not in text:
+        text = agent.result(agent.open(LOOK)).data.decode()
+    agent.send(CANCEL, stream)
+    agent.result(stream)
+    assert re.match(r'job of process \d+: a command, for \d+ s\n', text), text
+    assert '(sh), ' in text and '(sleep), ' in text and 'secret' not in text and '1000' not in text
 
 
 def test_output_waits_for_the_link(agent):

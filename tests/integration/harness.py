@@ -210,8 +210,8 @@ class Sshd:
     a full disk looks like.
     """
 
-    def __init__(self, directory: Path, authorized: Path, inside: str = "", extra: str = "") -> None:
-        self.directory, self.authorized, self.inside, self.extra = directory, authorized, inside, extra
+    def __init__(self, directory: Path, authorized: Path, inside: str = "", extra: str = "", listen: str = "127.0.0.1") -> None:
+        self.directory, self.authorized, self.inside, self.extra, self.listen = directory, authorized, inside, extra, listen
         self.port = free_port()
         self.known_hosts = directory / "known_hosts"
         self.process: subprocess.Popen[bytes] | None = None
@@ -226,7 +226,7 @@ class Sshd:
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {words[0]} {words[1]}\n")
         config = self.directory / "sshd_config"
         config.write_text(
-            f"ListenAddress 127.0.0.1:{self.port}\nHostKey {key}\nPidFile none\nUsePAM no\nStrictModes no\n"
+            f"ListenAddress {self.listen}:{self.port}\nHostKey {key}\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"AuthorizedKeysFile {self.authorized}\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nChallengeResponseAuthentication no\n"
             f"MaxStartups 200\nPrintMotd no\nSubsystem sftp internal-sftp\n{own_programs()}{self.extra}"
         )

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import resource
 import shutil
 import subprocess
 import termios
@@ -274,3 +275,68 @@ def test_a_lost_link_is_made_again(stage: Site) -> None:
     harness.end(stage.sshd.sessions())
     run = lone(stage)
     assert run.rc == 0, run.said()
+
+
+@pytest.mark.tier("matrix")
+def test_many_hosts(stage: Site) -> None:
+    """500 hosts, each with a connection and an agent of its own, under the limits that a login has by default."""
+    many = 500
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    it = harness.Sshd(stage.base / "sshd-many", stage.sshd.authorized, listen="0.0.0.0")
+    try:
+        it.start()
+        it.known_hosts.write_text(f"many {it.known_hosts.read_text().split(' ', 1)[1]}")
+        reached = {**reach(it), "ansible_ssh_common_args": f"-o UserKnownHostsFile={it.known_hosts} -o IdentitiesOnly=yes -o HostKeyAlias=many"}
+        hosts = {f"h{n}": stage.host_vars(OURS, stage.login, **reached, ansible_host=f"127.0.{n // 250}.{n % 250 + 1}") for n in range(many)}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+        run = stage.play(OURS, hosts, play(HELLO, HELLO), args=["-f", "50"])
+        assert not [result for status, result in run.results() if status != "ok"]
+        assert {status for status, _ in run.results()} == {"ok"} and len(run.results()) == 2 * many
+        assert int(stage.status()["counters"]["dials"]) == 2 * many
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        stage.stop_daemon()
+        it.stop()
+        shutil.rmtree(it.directory, ignore_errors=True)
+
+
+LOUD: list[object] = [
+    {"command": "echo hello"},
+    {"copy": {"content": "some words", "dest": "~/there"}},
+    {"fetch": {"src": "/etc/hostname", "dest": "{{ out }}/", "flat": True}},
+    {"command": "id -un", "become": True},
+    {"raw": "echo raw"},
+]
+
+OWN_WORDS = {
+    "a program": r"(?<= SSH: EXEC ).*",  # plain names ssh with its arguments, or sftp: we have neither
+    "a temporary name": r"(ansible-local-|ansible-tmp-|tmp)[\w.-]+(/[\w.]*)?",
+    "a time": r"\d+:\d\d:\d\d\.\d+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+",
+    "a success marker": r"BECOME-SUCCESS-\w+",
+    "a folder of this run": r"/run\d+/",
+    "what ssh -vvv says": r"(?<=, )b(''|['\"](OpenSSH_|debug\d|\\r\\nOpenSSH).*)(?=\)$)",
+}
+
+
+@pytest.mark.parametrize("level", ["-v", "-vv", "-vvv", "-vvvv"])
+def test_what_is_said(stage: Site, level: str) -> None:
+    """Line by line what plain Ansible says, in its order, without the trips that are not made; nothing of our own below -vvvv."""
+    seen = []
+    for way in (PLAIN, OURS):
+        stage.clean([])
+        tasks = LOUD[:-1] if level == "-vvvv" else LOUD  # what ssh itself says goes into the result of raw there
+        run = stage.play(way, {"h": stage.host_vars(way, stage.login, out=str(stage.out))}, play(*tasks), args=[level])
+        assert run.rc == 0, run.said()
+        text = run.stdout
+        for words in OWN_WORDS.values():
+            text = re.sub(words, "…", text, flags=re.MULTILINE)
+        seen.append([line for line in text.splitlines() if line.strip() and "ansible-playbook [core" not in line])
+    plain, ours = seen
+    if level in ("-v", "-vv"):
+        assert ours == plain
+        return
+    verbs = [line.split()[1] for line in ours if line.startswith("<127.0.0.1> ")]
+    assert {"ESTABLISH", "SSH:", "PUT", "FETCH"} <= set(verbs)
+    left = iter(plain)
+    new = [line for line in ours if not (line in left)]
+    assert not new, "\n".join(new)

@@ -102,7 +102,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, stacks: bool = ...) -> None: ...
 
 class GetStatusReply(_message.Message):
-    __slots__ = ("version", "pid", "started_unix", "runs", "nodes", "counters", "stacks", "draining", "transfers")
+    __slots__ = ("version", "pid", "started_unix", "runs", "nodes", "counters", "stacks", "draining", "agents", "transfers")
     class Run(_message.Message):
         __slots__ = ("id", "pid", "core_version", "requests")
         ID_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +179,7 @@ class GetStatusReply(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     STACKS_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
@@ -188,8 +189,9 @@ class GetStatusReply(_message.Message):
     counters: GetStatusReply.Counters
     stacks: str
     draining: bool
+    agents: _containers.RepeatedScalarFieldContainer[str]
     transfers: _containers.RepeatedCompositeFieldContainer[GetStatusReply.Transfer]
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[GetStatusReply.Run, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[GetStatusReply.Node, _Mapping]]] = ..., counters: _Optional[_Union[GetStatusReply.Counters, _Mapping]] = ..., stacks: _Optional[str] = ..., draining: bool = ..., transfers: _Optional[_Iterable[_Union[GetStatusReply.Transfer, _Mapping]]] = ...) -> None: ...
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., started_unix: _Optional[int] = ..., runs: _Optional[_Iterable[_Union[GetStatusReply.Run, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[GetStatusReply.Node, _Mapping]]] = ..., counters: _Optional[_Union[GetStatusReply.Counters, _Mapping]] = ..., stacks: _Optional[str] = ..., draining: bool = ..., agents: _Optional[_Iterable[str]] = ..., transfers: _Optional[_Iterable[_Union[GetStatusReply.Transfer, _Mapping]]] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ("force",)

@@ -534,6 +534,7 @@ type GetStatusReply struct {
 	Counters      *GetStatusReply_Counters   `protobuf:"bytes,6,opt,name=counters,proto3" json:"counters,omitempty"`
 	Stacks        string                     `protobuf:"bytes,7,opt,name=stacks,proto3" json:"stacks,omitempty"`
 	Draining      bool                       `protobuf:"varint,8,opt,name=draining,proto3" json:"draining,omitempty"`
+	Agents        []string                   `protobuf:"bytes,10,rep,name=agents,proto3" json:"agents,omitempty"`      // with stacks: what each agent says it is doing
 	Transfers     []*GetStatusReply_Transfer `protobuf:"bytes,9,rep,name=transfers,proto3" json:"transfers,omitempty"` // files that are being moved, what began first first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -623,6 +624,13 @@ func (x *GetStatusReply) GetDraining() bool {
 		return x.Draining
 	}
 	return false
+}
+
+func (x *GetStatusReply) GetAgents() []string {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
 }
 
 func (x *GetStatusReply) GetTransfers() []*GetStatusReply_Transfer {
@@ -1119,7 +1127,7 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\n" +
 	"ResetReply\"*\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
-	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xb9\t\n" +
+	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xd1\t\n" +
 	"\x0eGetStatusReply\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12!\n" +
@@ -1128,7 +1136,9 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\x05nodes\x18\x05 \x03(\v2#.mitogen_mux.v1.GetStatusReply.NodeR\x05nodes\x12C\n" +
 	"\bcounters\x18\x06 \x01(\v2'.mitogen_mux.v1.GetStatusReply.CountersR\bcounters\x12\x16\n" +
 	"\x06stacks\x18\a \x01(\tR\x06stacks\x12\x1a\n" +
-	"\bdraining\x18\b \x01(\bR\bdraining\x12E\n" +
+	"\bdraining\x18\b \x01(\bR\bdraining\x12\x16\n" +
+	"\x06agents\x18\n" +
+	" \x03(\tR\x06agents\x12E\n" +
 	"\ttransfers\x18\t \x03(\v2'.mitogen_mux.v1.GetStatusReply.TransferR\ttransfers\x1af\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
