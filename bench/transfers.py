@@ -42,6 +42,8 @@ LINES: dict[str, Line] = {
     'shaped-far': Line('100 Mbit/s, 180 ms', back=0.18, rate=100 * MBIT, largest=256 << 20),
 }
 
+COLUMNS = ['size', 'way', 'scp s', 'ours s', 'scp/ours', 'of the line', 'command beside: more, ms', 'worst', 'resident MiB']
+
 SIZES = [1 << 10, 32 << 10, 1 << 20, 32 << 20, 128 << 20, 256 << 20, 1 << 30]
 
 
@@ -122,7 +124,7 @@ def main() -> None:
                 }
                 for mover in movers.values():
                     way.callback(mover.close)
-                print(f'{line.about}\n\n| size | way | scp s | ours s | scp/ours | of the line | command beside: more, ms | worst | resident MiB |\n|{"---|" * 9}')
+                print(f'{line.about}\n\n| {" | ".join(COLUMNS)} |\n|{"---|" * len(COLUMNS)}')
                 for size in map(int, args.sizes.split(',')):
                     if size <= line.largest:
                         for verb in ('put', 'get'):

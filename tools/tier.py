@@ -288,7 +288,7 @@ def chain(tier: Tier, depths: dict[str, str], *which: str) -> list[Work]:
 
 def other_openssh(tier: Tier, release: str) -> None:
     """What meets an SSH server, with that of another Debian release."""
-    done = subprocess.run(('tools/openssh-from-debian.sh', release), cwd=ROOT, check=False, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(('tools/openssh-from-debian.sh', release), cwd=ROOT, check=False, capture_output=True, text=True)
     if done.returncode:
         with Step(tier, f'OpenSSH of {release}') as numbers:
             numbers.skips.append((f'OpenSSH of {release}', done.stderr.strip()))
@@ -331,7 +331,9 @@ def main(argv: list[str]) -> int:
             whole = chain(tier, {**dict.fromkeys(ends(), 'matrix'), **dict.fromkeys(between(), 'cases')})
             others = [functools.partial(other_openssh, tier, release) for release in OTHER_OPENSSH]
             # Some thirty operations a check.
-            model = functools.partial(tier.go_test, 'go test, 60,000 operations on files', '-run', '^TestModel$', './internal/fileservice', '-rapid.checks=2000')
+            model = functools.partial(
+                tier.go_test, 'go test, 60,000 operations on files', '-run', '^TestModel$', './internal/fileservice', '-rapid.checks=2000'
+            )
             side_by_side([*whole, *units(tier, dict.fromkeys(CORES, ''), 'all', frozenset(ends())), model, *others, *lint(tier)])
             tier.check('demo', 'demo/run.sh')
         case ['flake', count] if count.isdigit():

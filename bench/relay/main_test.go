@@ -105,7 +105,7 @@ func TestRate(t *testing.T) {
 			senders.Go(func() {
 				for range 250 {
 					left := way.up.take(piece)
-					if waits := left.Sub(time.Now()); waits > time.Duration(queue+4*piece)*time.Second/rate {
+					if waits := time.Until(left); waits > time.Duration(queue+4*piece)*time.Second/rate {
 						t.Errorf("a byte waits for %v", waits)
 					}
 					mu.Lock()
@@ -118,7 +118,7 @@ func TestRate(t *testing.T) {
 		if took := last.Sub(start); took < 3990*time.Millisecond || took > 4010*time.Millisecond {
 			t.Errorf("4,000,000 bytes took %v at 1,000,000 a second", took)
 		}
-		if down := way.down.take(1); down.Sub(time.Now()) > time.Millisecond {
+		if time.Until(way.down.take(1)) > time.Millisecond {
 			t.Error("one direction waits for the other")
 		}
 	})

@@ -19,8 +19,8 @@ CASES = [
     ('command', {'_raw_params': 'echo "a b" c; echo', '_uses_shell': False}, True),
     ('command', {'_raw_params': 'echo $HOME; exit 3', '_uses_shell': True}, False),
     ('command', {'_raw_params': 'no-such-command'}, False),
-    ('stat', {'path': '/etc/passwd'}, True),
-    ('file', {'path': '/etc/passwd', 'state': 'file'}, True),
+    ('stat', {'path': '/etc/hosts'}, True),
+    ('file', {'path': '/etc/hosts', 'state': 'file'}, True),
     ('slurp', {'src': '/etc/hostname'}, True),
     ('setup', {'gather_subset': ['!all', '!min', 'distribution', 'user', 'platform']}, True),
     ('package_facts', {'manager': ['apt']}, None),
@@ -38,8 +38,10 @@ def able(python):
 
 
 def settle(text):
-    """A result without what differs from run to run; of a traceback, the errors."""
+    """A result without what differs from run to run; of a traceback, the errors. The sitecustomize.py of ansible-core 2.19 and 2.20, which
+    is for a module that starts another interpreter, has a syntax error, which that one complains of: ours has none."""
     text = ROOT.sub('ROOT', text.decode())
+    text = re.sub(r'Error in sitecustomize; .*\n.*SyntaxError: .*sitecustomize.py, line 1.*', '', text)
     found = re.search(r'^\{.*\}$', text, re.M)
     if not found:
         return [line for line in text.splitlines() if 'Error' in line]
