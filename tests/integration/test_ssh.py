@@ -64,11 +64,11 @@ class Typist:
 
     def __init__(self, site: Site, way: Way, directory: Path, args: list[str], answers: list[str]) -> None:
         self.site, self.directory = site, directory
-        master, slave = os.openpty()
+        master, self.slave = os.openpty()
         with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
             self.process = subprocess.Popen(
                 # The first terminal that the leader of a session opens is its own.
-                ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(slave), str(site.ansible), "-i", "inventory.yml", *args, "playbook.yml"],
+                ["sh", "-c", 'exec "$@" <"$0"', os.ttyname(self.slave), str(site.ansible), "-i", "inventory.yml", *args, "playbook.yml"],
                 cwd=directory,
                 env={**site.environment(way), "MUX_EVENTS": str(directory / "events")},
                 stdin=subprocess.DEVNULL,
@@ -76,7 +76,6 @@ class Typist:
                 stderr=err,
                 start_new_session=True,
             )
-        os.close(slave)
         self.thread = threading.Thread(target=self._answer, args=(master, answers))
         self.thread.start()
 
@@ -92,6 +91,7 @@ class Typist:
 
     def result(self) -> Run:
         run = self.site.result(self.process, self.directory)
+        os.close(self.slave)  # the last: the typist sees the end
         self.thread.join(20)
         assert not self.thread.is_alive()
         return run
