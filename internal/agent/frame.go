@@ -87,21 +87,31 @@ func ReadUp(r io.Reader) (Frame, error) {
 
 func allocate(n int) []byte { return make([]byte, n) }
 
-// payloads lends room for payloads to readers of busy links.
+// payloads lends room for payloads to busy links: bulk data would else keep the garbage collector busier than anything.
 var payloads payloadPool
 
 type payloadPool struct{ pool sync.Pool }
 
-func (p *payloadPool) borrow() *[MaxPayload]byte {
+// borrow returns room for a payload of any length.
+func (p *payloadPool) borrow() []byte {
 	if b, ok := p.pool.Get().(*[MaxPayload]byte); ok {
-		return b
+		return b[:0]
 	}
-	return new([MaxPayload]byte)
+	return make([]byte, 0, MaxPayload)
 }
 
-func (p *payloadPool) giveBack(b *[MaxPayload]byte) {
-	if b != nil {
-		p.pool.Put(b)
+// room returns room for n bytes, borrowed if they are many.
+func (p *payloadPool) room(n int) []byte {
+	if n < MaxPayload/4 {
+		return nil
+	}
+	return p.borrow()
+}
+
+// giveBack takes back what was borrowed, and leaves anything else alone. Nobody may use it any more.
+func (p *payloadPool) giveBack(b []byte) {
+	if cap(b) == MaxPayload {
+		p.pool.Put((*[MaxPayload]byte)(b[:MaxPayload]))
 	}
 }
 

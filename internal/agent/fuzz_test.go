@@ -149,7 +149,7 @@ func FuzzLink(f *testing.F) {
 			}
 		}
 		for i, s := range streams {
-			held := len(s.in[0].bytes) + len(s.in[1].bytes) + len(s.in[2].bytes)
+			held := s.in[0].size() + s.in[1].size() + s.in[2].size()
 			if held > s.window || s.window > maxWindow || s.down.under < 0 || s.up.under < 0 || s.up.under > s.window {
 				t.Errorf("stream %d holds %d, window %d, under way %d down and %d up", i+1, held, s.window, s.down.under, s.up.under)
 			}

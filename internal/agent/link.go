@@ -246,12 +246,13 @@ func (l *Link) write(b []byte) {
 				l.fail(l.reason(err))
 				return
 			}
-			b = nil // an idle link keeps no buffer
+			b = b[:0]
 			continue
 		case closing != nil:
 			l.fail(closing)
 			return
 		}
+		b = nil // an idle link keeps no buffer
 		select {
 		case <-l.out.wake:
 		case <-l.failed:
@@ -305,13 +306,13 @@ func (l *Link) read() {
 	defer l.ended()
 	var small [4 << 10]byte
 	for {
-		var large *[MaxPayload]byte // borrowed: an idle link keeps none
+		var large []byte // borrowed: an idle link keeps none
 		f, err := readFrame(l.in, up, func(n int) []byte {
 			if n <= len(small) {
 				return small[:n]
 			}
-			large = payloads.borrow()
-			return large[:n]
+			large = payloads.borrow()[:n]
+			return large
 		})
 		if err == nil {
 			err = l.accept(f)

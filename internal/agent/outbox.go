@@ -1,6 +1,9 @@
 package agent
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // What leaves in one Write: all control frames that wait (up to so many bytes), and data of at most one payload, so that a control
 // frame that comes meanwhile waits for one chunk and no longer.
@@ -108,7 +111,8 @@ func (o *outbox) takeData(b []byte) []byte {
 			c := s.out[0]
 			s.out[0] = chunk{}
 			s.out = s.out[1:]
-			b = AppendFrame(b, Frame{Type: c.typ, Stream: s.id, Payload: c.payload})
+			b = AppendFrame(slices.Grow(b, headerLength+len(c.payload)), Frame{Type: c.typ, Stream: s.id, Payload: c.payload})
+			payloads.giveBack(c.payload)
 			room -= len(c.payload)
 			s.outBytes -= len(c.payload)
 			s.unreturned += len(c.payload)

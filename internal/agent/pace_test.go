@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,7 +12,9 @@ type line struct {
 	rate  float64
 	there time.Duration // and back again as long
 	free  time.Time     // when it takes the next byte
-	owed  int           // arrived, without credit
+
+	mu   sync.Mutex
+	owed int // arrived, without credit
 }
 
 // carry calls back when credit for what has arrived is here again.
@@ -22,6 +25,8 @@ func (l *line) carry(n int, credit func(int)) {
 	}
 	l.free = l.free.Add(time.Duration(float64(n) / l.rate * float64(time.Second)))
 	time.AfterFunc(l.free.Add(l.there).Sub(now), func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
 		if l.owed += n; l.owed >= creditAt {
 			n := l.owed
 			l.owed = 0

@@ -36,6 +36,9 @@ type Event struct {
 	Result  *Result // Final
 }
 
+// Release gives Data back for others to use. Who does without leaves it to the garbage collector, as is right for what is little or rare.
+func (e Event) Release() { payloads.giveBack(e.Data) }
+
 var (
 	// ErrEnded is what Send returns once the agent has given its result: it wants no more.
 	ErrEnded = errors.New("the stream has its result already")
@@ -87,8 +90,26 @@ type Stream struct {
 
 // pending is what has come on a channel and was not received.
 type pending struct {
-	bytes []byte
-	since uint64 // which arrival is the first of them
+	parts [][]byte // at most MaxPayload each
+	since uint64   // which arrival is the first of them
+}
+
+// add keeps a copy of b.
+func (p *pending) add(b []byte) {
+	if last := len(p.parts) - 1; last >= 0 && len(p.parts[last])+len(b) <= MaxPayload {
+		p.parts[last] = append(p.parts[last], b...)
+		return
+	}
+	p.parts = append(p.parts, append(payloads.room(len(b)), b...))
+}
+
+// size is how many bytes there are.
+func (p *pending) size() int {
+	n := 0
+	for _, part := range p.parts {
+		n += len(part)
+	}
+	return n
 }
 
 // Open asks the agent for r. The stream counts as open at once, whether or not the agent has said HELLO.
@@ -297,7 +318,7 @@ func (s *Stream) queue(t FrameType, p []byte) {
 	if last := len(s.out) - 1; last >= 0 && s.out[last].typ == t && len(s.out[last].payload)+len(p) <= MaxPayload {
 		s.out[last].payload = append(s.out[last].payload, p...)
 	} else {
-		s.out = append(s.out, chunk{t, append([]byte(nil), p...)})
+		s.out = append(s.out, chunk{t, append(payloads.room(len(p)), p...)})
 	}
 	if s.open == nil {
 		s.link.out.putReady(s)
@@ -387,11 +408,11 @@ func (s *Stream) acceptOutput(f Frame) {
 		return
 	}
 	p := &s.in[channelOf(f.Type)-1]
-	if len(p.bytes) == 0 {
+	if len(p.parts) == 0 {
 		s.arrivals++
 		p.since = s.arrivals
 	}
-	p.bytes = append(p.bytes, f.Payload...)
+	p.add(f.Payload)
 }
 
 func channelOf(t FrameType) Channel {
@@ -468,7 +489,7 @@ func (s *Stream) Recv(ctx context.Context) (Event, error) {
 func (s *Stream) next() (Event, bool) {
 	var oldest Channel
 	for i := range s.in {
-		if len(s.in[i].bytes) > 0 && (oldest == 0 || s.in[i].since < s.in[oldest-1].since) {
+		if len(s.in[i].parts) > 0 && (oldest == 0 || s.in[i].since < s.in[oldest-1].since) {
 			oldest = Channel(i + 1)
 		}
 	}
@@ -488,15 +509,11 @@ func (s *Stream) next() (Event, bool) {
 
 // cut takes at most a payload from p.
 func (s *Stream) cut(p *pending) []byte {
-	data := p.bytes
-	if len(data) > MaxPayload {
-		data = data[:MaxPayload:MaxPayload]
-		p.bytes = p.bytes[MaxPayload:]
-		s.arrivals++
-		p.since = s.arrivals // the other channels get their turn
-	} else {
-		p.bytes = nil
-	}
+	data := p.parts[0]
+	p.parts[0] = nil
+	p.parts = p.parts[1:]
+	s.arrivals++
+	p.since = s.arrivals // the other channels get their turn
 	s.giveBack(len(data))
 	return data
 }
@@ -549,8 +566,8 @@ func (s *Stream) Gone(ctx context.Context) error {
 func (s *Stream) discard() {
 	s.closed, s.discarded = true, true
 	for i := range s.in {
-		n := len(s.in[i].bytes)
-		s.in[i].bytes = nil
+		n := s.in[i].size()
+		s.in[i].parts = nil
 		s.giveBack(n)
 	}
 	s.notify()

@@ -54,7 +54,9 @@ func getAgent(ctx context.Context, c Caller, r *GetRequest, in *incoming) error 
 		}
 		switch event.Channel {
 		case agent.Stdout:
-			if err := in.add(event.Data); err != nil {
+			err := in.add(event.Data)
+			event.Release()
+			if err != nil {
 				return err
 			}
 		case agent.Final:
