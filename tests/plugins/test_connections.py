@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shlex
+import sys
 import typing as t
 
 import pytest
@@ -177,6 +178,24 @@ ORIGINALS: dict[str, dict[str, dict[str, t.Any]]] = {
 }
 
 
+class _Started(Exception):
+    """In place of a process: the command line."""
+
+
+def _started(original: t.Any) -> list[str]:
+    """The command line with which a plugin starts a command: of those that build it where they need it."""
+
+    def popen(argv: list[bytes], **_: t.Any) -> t.NoReturn:
+        raise _Started([os.fsdecode(word) for word in argv])
+
+    original._connected = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[type(original).__module__], 'Popen', popen)
+        with pytest.raises(_Started) as started:
+            original.exec_command('id')
+    return list(started.value.args[0])
+
+
 def _theirs(original: t.Any, name: str) -> list[str]:
     """The command line that the original builds for a command."""
     if name.endswith('.docker'):
@@ -185,7 +204,7 @@ def _theirs(original: t.Any, name: str) -> list[str]:
     if name.endswith('.kubectl'):
         return list(original._build_exec_cmd([])[0])
     if name.endswith(('.incus', '.lxd')):
-        return list(original._build_command('id')[:-3])
+        return (original._build_command('id') if hasattr(original, '_build_command') else _started(original))[:-3]
     if name.endswith('.chroot'):
         return [original.get_option('chroot_exe'), original.get_option('remote_addr')]
     return [original.jexec_cmd, 'box']
