@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -415,24 +416,23 @@ def press(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
 @pytest.mark.parametrize("moment", ["starting", "connecting", "in a task", "under become"])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_ended(stage: Site, how: signal.Signals, moment: str) -> None:
-    word = f"61.{os.getpid() % 1000}"
+    words = {PLAIN: f"62.{os.getpid() % 1000}", OURS: f"61.{os.getpid() % 1000}"}
     codes = []
     with contextlib.ExitStack() as stack:
+        stack.callback(lambda: harness.end(sleepers(words[PLAIN])))  # plain leaves the command running, or about to
         silent = Silent(stack)
-        for way in (PLAIN, OURS):
+        for way, word in words.items():
             more = {"ansible_port": silent.port} if moment == "connecting" else {}
             hosts = {"h": stage.host_vars(way, stage.login, **more)}
             directory = stack.enter_context(stage.files(hosts, play({"command": f"sleep {word}", "become": moment == "under become"}, HELLO)))
             process = stage.start(way, directory)
             events = directory / "events"
             waits = {"starting": events.exists, "connecting": silent.caller}
-            harness.until(waits.get(moment, lambda: sleepers(word)), 60, f"the moment: {moment}")
+            harness.until(waits.get(moment, functools.partial(sleepers, word)), 60, f"the moment: {moment}")
             press(process, how)
             run = stage.result(process, directory)
             codes.append(run.rc)
-            if way is PLAIN:
-                harness.end(sleepers(word))  # plain leaves the command running
     assert codes[1] == codes[0]
-    harness.until(lambda: not sleepers(word), 20, "the command on the target has ended")
+    harness.until(lambda: not sleepers(words[OURS]), 20, "the command on the target has ended")
     run = lone(stage)
     assert run.rc == 0, f"the next run goes well: {run.said()}"
