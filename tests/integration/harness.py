@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SSHD = os.environ.get("MITOGEN_MUX_TEST_SSHD") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
+SESSIONS = ("sshd:", "sshd-session:")  # what a connection's processes call themselves, since 9.8 the latter
 GECOS = "mitogen-mux test of process "  # marks our accounts, and says whose they are
 
 

@@ -304,7 +304,7 @@ def test_daemon_killed(stage: Site) -> None:
 def test_connection_cut(stage: Site) -> None:
     def strike() -> None:
         below = set(stage.sshd.sessions())
-        harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith("sshd:")])
+        harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith(harness.SESSIONS)])
 
     with in_the_middle(stage, [HELLO], strike) as run:
         assert statuses(run, "bad") == ["unreachable", "ok"], run.said()

@@ -183,7 +183,7 @@ def test_after_the_daemons_death_only_jobs_are_left(stage: Site) -> None:
 def test_a_job_that_takes_the_link_down_finishes(stage: Site) -> None:
     with job_under_way(stage) as place:
         below = set(stage.sshd.sessions())
-        harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith("sshd:")])
+        harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith(harness.SESSIONS)])
         harness.until(lambda: not stage.sshd.sessions(), 10, "the link is down")
         (place / "go").touch()
         harness.until(lambda: (place / "second").exists(), 10, "the second half")

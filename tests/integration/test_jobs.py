@@ -118,7 +118,7 @@ def job_id(run: Run) -> str:
 
 def cut(site: Site) -> None:
     below = set(site.sshd.sessions())
-    harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith("sshd:")])
+    harness.end([p.pid for p in harness.processes() if p.pid in below and p.argv and p.argv[0].startswith(harness.SESSIONS)])
 
 
 ENDS: dict[str, Callable[[Site], object]] = {
