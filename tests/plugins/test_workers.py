@@ -91,7 +91,7 @@ def run(tmp_path: pathlib.Path) -> Run:
         )
 
     def finish(process: subprocess.Popen[str]) -> Ran:
-        output = process.communicate(timeout=500)[0]
+        output = process.communicate(timeout=1800)[0]  # of sixty thousand tasks on a machine with much else to do
         log = tmp_path / 'events'
         lines = VOLATILE.sub('VOLATILE', log.read_text()).splitlines() if log.exists() else []
         return Ran(process.returncode, [json.loads(line) for line in lines], output)
