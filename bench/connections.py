@@ -5,18 +5,13 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import contextlib
 import json
-import pathlib
 import resource
 import statistics
 import subprocess
-import sys
-import tempfile
 import time
 
 import lab
-from lab import harness
 
 POOL = 32
 
@@ -50,25 +45,14 @@ def main() -> None:
     parser.add_argument('--hosts', default='1,100', help='how many, separated by commas')
     parser.add_argument('--pools', default='0', help='sizes of the pool to try, separated by commas; 0: the default')
     args = parser.parse_args()
-    try:
-        harness.require()
-    except harness.Unavailable as reason:
-        sys.exit(f'connections: {reason}')
-    with contextlib.ExitStack() as stack:
-        state = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-')))
-        state.chmod(0o755)
-        login, _, _ = stack.enter_context(harness.accounts())
-        key, config = state / 'key', state / 'config'
-        harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(key))
-        sshd = harness.Sshd(state / 'sshd', key.with_suffix('.pub'), listen='0.0.0.0')
-        sshd.start()
-        stack.callback(sshd.stop)
+    with lab.machine(listen='0.0.0.0') as (state, login, key, sshd):
+        config = state / 'config'
         sshd.known_hosts.write_text('many ' + sshd.known_hosts.read_text().split(' ', 1)[1])
         config.write_text(f'UserKnownHostsFile {sshd.known_hosts}\nHostKeyAlias many\nIdentitiesOnly yes\n')
-        common = ['--port', str(sshd.port), '--user', login.name, '--key', str(key), '--config', str(config)]
+        common = ['--port', str(sshd.port), '--user', login, '--key', str(key), '--config', str(config)]
         print('| hosts | way | s | CPU ms a host |\n|---|---|---|---|')
         for count in map(int, args.hosts.split(',')):
-            contenders = {'ssh': lambda count: openssh(['-F', str(config), '-i', str(key), '-l', login.name, '-p', str(sshd.port)], count)}
+            contenders = {'ssh': lambda count: openssh(['-F', str(config), '-i', str(key), '-l', login, '-p', str(sshd.port)], count)}
             for pool in args.pools.split(','):
                 contenders[f'SSH alone, pool {pool}'] = lambda count, pool=pool: ours([*common, '--python', '', '--pool', pool], count)
                 contenders[f'with an agent, pool {pool}'] = lambda count, pool=pool: ours([*common, '--pool', pool], count)

@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import typing as t
 
 PROJECT = pathlib.Path(__file__).resolve().parent.parent
@@ -17,6 +18,34 @@ sys.path.insert(0, str(PROJECT / 'tests' / 'integration'))
 import harness  # noqa: E402 - processes are found as the integration tests find them
 
 BIN = PROJECT / 'bin'
+
+
+class Machine(t.NamedTuple):
+    """An sshd, and who may log in."""
+
+    state: pathlib.Path
+    login: str
+    key: pathlib.Path
+    sshd: harness.Sshd
+
+
+@contextlib.contextmanager
+def machine(listen: str = '127.0.0.1') -> t.Iterator[Machine]:
+    """One, for as long as it is wanted; the program ends where there can be none."""
+    try:
+        harness.require()
+    except harness.Unavailable as reason:
+        sys.exit(f'{pathlib.Path(sys.argv[0]).stem}: {reason}')
+    with contextlib.ExitStack() as stack:
+        state = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-')))
+        state.chmod(0o755)
+        login, _, _ = stack.enter_context(harness.accounts())
+        key = state / 'key'
+        harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(key))
+        sshd = harness.Sshd(state / 'sshd', key.with_suffix('.pub'), listen=listen)
+        sshd.start()
+        stack.callback(sshd.stop)
+        yield Machine(state, login.name, key, sshd)
 
 
 class Relay:

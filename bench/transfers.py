@@ -13,7 +13,6 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import typing as t
 
@@ -92,19 +91,7 @@ def main() -> None:
     parser.add_argument('-k', type=int, default=3, help='how often each moves each file')
     parser.add_argument('--sizes', default=','.join(map(str, SIZES)), help='bytes, separated by commas')
     args = parser.parse_args()
-    try:
-        harness.require()
-    except harness.Unavailable as reason:
-        sys.exit(f'transfers: {reason}')
-    with contextlib.ExitStack() as stack:
-        state = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-')))
-        state.chmod(0o755)
-        login, _, _ = stack.enter_context(harness.accounts())
-        key = state / 'key'
-        harness.quiet('ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-f', str(key))
-        sshd = harness.Sshd(state / 'sshd', key.with_suffix('.pub'))
-        sshd.start()
-        stack.callback(sshd.stop)
+    with lab.machine() as (state, login, key, sshd):
         host_key = sshd.known_hosts.read_text().split(' ', 1)[1]
         folder = state / 'files'
         folder.mkdir()
@@ -118,10 +105,7 @@ def main() -> None:
                     way.callback(relay.close)
                     port = relay.port
                 sshd.known_hosts.write_text(f'[127.0.0.1]:{port} {host_key}')
-                movers: dict[str, Ours | Scp] = {
-                    'scp': Scp(login.name, key, port, sshd.known_hosts, state),
-                    'ours': Ours(login.name, key, port, sshd.known_hosts),
-                }
+                movers: dict[str, Ours | Scp] = {'scp': Scp(login, key, port, sshd.known_hosts, state), 'ours': Ours(login, key, port, sshd.known_hosts)}
                 for mover in movers.values():
                     way.callback(mover.close)
                 print(f'{line.about}\n\n| {" | ".join(COLUMNS)} |\n|{"---|" * len(COLUMNS)}')

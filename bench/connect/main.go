@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/bench/rooms"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 	"github.com/mitogen-mux/mitogen-mux/internal/sshlink"
@@ -70,8 +70,7 @@ func one(tree *mux.Tree, host *hop.SSH, python string, n int) error {
 	ctx := context.Background()
 	h := hop.Hop{SSH: host, Interpreter: python}
 	h.Account[0], h.Account[1] = byte(n), byte(n>>8)
-	run := hop.Run{ID: "bench", Environ: []string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME")}, Cwd: "/", MaxInterp: 20, AgentName: "mitogen-mux: bench"}
-	node, err := tree.Acquire(ctx, run, host.Host, hop.Path{h})
+	node, err := tree.Acquire(ctx, rooms.Run(), host.Host, hop.Path{h})
 	if err != nil {
 		return fmt.Errorf("cannot reach %s: %w", host.Host, err)
 	}
@@ -85,21 +84,5 @@ func one(tree *mux.Tree, host *hop.SSH, python string, n int) error {
 		_, err = process.Wait()
 		return err //nolint:wrapcheck // the bench's own
 	}
-	stream, err := node.Open(ctx, agent.Command{Argv: [][]byte{[]byte("/bin/true")}})
-	if err != nil {
-		return fmt.Errorf("cannot run a command: %w", err)
-	}
-	defer stream.Close()
-	if err := stream.CloseSend(); err != nil {
-		return fmt.Errorf("cannot run a command: %w", err)
-	}
-	for {
-		event, err := stream.Recv(ctx)
-		if err != nil {
-			return fmt.Errorf("cannot run a command: %w", err)
-		}
-		if event.Channel == agent.Final {
-			return nil
-		}
-	}
+	return rooms.Command(ctx, node) //nolint:wrapcheck // it says what it could not do
 }

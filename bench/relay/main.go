@@ -1,8 +1,7 @@
 // Command relay stands between a controller and a host and counts what passes: a TCP relay that can delay each direction, and
 // let pass so much a second and no more. It speaks on stdin and stdout: it prints the address it listens on, answers "stats" with a line of
 // JSON and "reset" with zeroed counters, and ends with its stdin. Delay is by time stamp, so that bytes keep their spacing and pipelining
-// stays honest. What is faster than the rate waits in a queue, which ends what comes when it is full, as a router's buffer would; all
-// connections share it.
+// stays honest. What is faster than the rate waits in a queue that all connections share, and while that is full nothing more is read.
 package main
 
 import (

@@ -15,7 +15,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/bench/rooms"
 	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 	"github.com/mitogen-mux/mitogen-mux/internal/mux"
@@ -56,7 +56,7 @@ func run() error {
 		},
 		Interpreter: *python,
 	}}
-	node, err := tree.Acquire(ctx, hop.Run{ID: "bench", Environ: os.Environ(), Cwd: "/", MaxInterp: 20, AgentName: "mitogen-mux: bench"}, "host", path)
+	node, err := tree.Acquire(ctx, rooms.Run(), "host", path)
 	if err != nil {
 		return fmt.Errorf("cannot connect: %w", err)
 	}
@@ -142,23 +142,8 @@ func measure(ctx context.Context, node *mux.Context, files *fileservice.Service,
 // command is how long one takes, in seconds.
 func command(ctx context.Context, node *mux.Context) (float64, error) {
 	start := time.Now()
-	stream, err := node.Open(ctx, agent.Command{Argv: [][]byte{[]byte("/bin/true")}})
-	if err != nil {
-		return 0, fmt.Errorf("cannot run a command: %w", err)
-	}
-	defer stream.Close()
-	if err := stream.CloseSend(); err != nil {
-		return 0, fmt.Errorf("cannot run a command: %w", err)
-	}
-	for {
-		event, err := stream.Recv(ctx)
-		if err != nil {
-			return 0, fmt.Errorf("cannot run a command: %w", err)
-		}
-		if event.Channel == agent.Final {
-			return time.Since(start).Seconds(), nil
-		}
-	}
+	err := rooms.Command(ctx, node)
+	return time.Since(start).Seconds(), err //nolint:wrapcheck // it says what it could not do
 }
 
 func median(all []float64) float64 {
