@@ -139,13 +139,14 @@ class Tree(object):
     def put_file(self, entry, path):
         changed = self.make_folders(os.path.dirname(path))
         new = not os.path.lexists(path)
+        known = new and self.usual is not None
         descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, 'wb') as out:
                 self.source.part(out.write)
-                if new and self.usual is not None:
+                if known:
                     os.fchmod(descriptor, self.usual)
-            if not (new and self.take_place(path)):
+            if not (known and self.take_place(path)):
                 self.replace(path)
                 if new and self.learns:
                     self.usual = stat.S_IMODE(os.lstat(path).st_mode)
@@ -157,9 +158,7 @@ class Tree(object):
         return True
 
     def take_place(self, path):
-        """What atomic_move does with the second new file as it did with the first, if nothing is in the way."""
-        if self.usual is None:
-            return False
+        """What atomic_move would do with a new file that has its mode, if nothing is in the way."""
         try:
             os.rename(self.temporary, path)
         except OSError:
