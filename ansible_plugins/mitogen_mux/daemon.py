@@ -95,6 +95,11 @@ class Session:
         with contextlib.suppress(NotSent):
             self._client().unary('/mitogen_mux.v1.Runs/Reset', runs_pb2.ResetRequest(run=self.run_id, host=host, account=account), runs_pb2.ResetReply, 10.0)
 
+    def release(self, hosts: t.Iterable[str]) -> None:
+        """Lets the connections of ``hosts`` leave as idle ones do, unless they are asked for again."""
+        with contextlib.suppress(NotSent):
+            self._client().unary('/mitogen_mux.v1.Runs/Release', runs_pb2.ReleaseRequest(run=self.run_id, hosts=hosts), runs_pb2.ReleaseReply, 10.0)
+
     def detach(self) -> None:
         """Ends the run at the daemon, which would else notice by itself when the process has gone. A daemon that is not there is fine."""
         if os.getpid() != self._owner:

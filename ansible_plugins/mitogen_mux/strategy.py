@@ -27,6 +27,9 @@ _LARGE = 1 << 20
 
 _detach_registered = False
 
+_batch: tuple[str, list[str]] = ('', [])
+"""The play that ran last, and the hosts it ran on."""
+
 
 class StrategyMixin:
     """Mixed in before a strategy of Ansible."""
@@ -39,6 +42,7 @@ class StrategyMixin:
         if not seams.enabled():
             return super().run(iterator, play_context)  # type: ignore[misc]
         _attach()
+        _release(iterator._play, [host.name for host in self._inventory.get_hosts(iterator._play.hosts)])  # type: ignore[attr-defined]
         successors.warn(successors.ENVIRONMENT, os.environ)
         seams.install()
         compat.prewarm()
@@ -190,6 +194,14 @@ def _attach() -> None:
     if not _detach_registered:
         _detach_registered = True
         atexit.register(_detach, os.getpid())
+
+
+def _release(play: t.Any, hosts: list[str]) -> None:
+    """Before another batch (``serial``) of a play, what only the batch before it needed may leave."""
+    global _batch
+    before, _batch = _batch, (play._uuid, hosts)
+    if before[0] == play._uuid:
+        daemon.session().release(before[1])
 
 
 def _detach(pid: int) -> None:

@@ -13,7 +13,8 @@ import (
 // This file says when a node leaves: when nobody holds it, it has no children, and
 //   - it is still being opened: at once, there is nobody left to want it;
 //   - it is draining: at once;
-//   - no run that used it lives: its persistence after its last use, become nodes at once if the run wants that.
+//   - no run has it in use, for each that did has ended or released it: its persistence after its last use, become nodes at once if
+//     the run wants that.
 
 // errUnwanted is why a dial ends when the last who waited has gone.
 func errUnwanted() *fault.Error {
@@ -61,7 +62,7 @@ func (t *Tree) reconsiderLocked(n *node) {
 		t.downLocked(n, Failed, errUnwanted())
 	case n.state == Draining:
 		t.downLocked(n, Closed, errLeft())
-	case len(n.runs) > 0:
+	case n.wantedLocked():
 	case n.edge.role == becomeAgent && !n.persistBecome:
 		t.downLocked(n, Closed, errLeft())
 	default:
@@ -98,10 +99,17 @@ func (t *Tree) useLocked(n *node, rs *runState, run hop.Run, host string) {
 	if rs.ended {
 		return
 	}
-	n.runs[rs] = true
-	if n.edge.role == sshConnection || n.edge.role == localAgent {
-		n.uses[use{rs.id, host}] = true
+	n.uses[use{rs.id, host}] = true
+}
+
+// wantedLocked reports whether a run keeps n for a later use.
+func (n *node) wantedLocked() bool {
+	for _, wanted := range n.uses {
+		if wanted {
+			return true
+		}
 	}
+	return false
 }
 
 // runLocked is the tree's own record of a run.
@@ -127,7 +135,6 @@ func (t *Tree) EndRun(run string) {
 	delete(t.runs, run)
 	nodes := t.childrenFirstLocked()
 	for _, n := range nodes {
-		delete(n.runs, rs)
 		maps.DeleteFunc(n.uses, func(u use, _ bool) bool { return u.run == run })
 		maps.DeleteFunc(n.told, func(u use, _ bool) bool { return u.run == run })
 	}
@@ -137,6 +144,25 @@ func (t *Tree) EndRun(run string) {
 			continue
 		}
 		t.reconsiderLocked(n)
+	}
+}
+
+// Release takes note that a run has done with inventory names, for now: nodes that it used for no other, and that no other run uses, stay
+// only as long as they are to persist. A further use takes that back.
+func (t *Tree) Release(run string, hosts []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, n := range t.childrenFirstLocked() {
+		released := false
+		for _, host := range hosts {
+			if n.uses[use{run, host}] {
+				n.uses[use{run, host}] = false
+				released = true
+			}
+		}
+		if released {
+			t.reconsiderLocked(n)
+		}
 	}
 }
 
@@ -160,7 +186,7 @@ func (t *Tree) Reset(run, host string, path hop.Path) {
 		}
 	}
 	for _, n := range t.childrenFirstLocked() {
-		if n.uses[use{run, host}] {
+		if _, used := n.uses[use{run, host}]; used && (n.edge.role == sshConnection || n.edge.role == localAgent) {
 			t.drainLocked(n)
 		}
 	}
@@ -172,7 +198,7 @@ func (t *Tree) Vacate(ctx context.Context, run, host, account string) error {
 	var leaving []func(context.Context) error
 	t.mu.Lock()
 	for _, n := range t.childrenFirstLocked() {
-		if n.edge.role != becomeAgent || n.hop.Become.User != account || !n.root.uses[use{run, host}] {
+		if _, used := n.root.uses[use{run, host}]; !used || n.edge.role != becomeAgent || n.hop.Become.User != account {
 			continue
 		}
 		if n.usable && n.refs == 0 && len(n.children) == 0 {

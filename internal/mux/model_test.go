@@ -60,7 +60,7 @@ func TestModel(t *testing.T) {
 			defer func() { _ = m.tree.Close() }() // also when the check fails
 			t.Repeat(map[string]func(*rapid.T){
 				"acquire": m.acquire, "cancel": m.cancel, "release": m.release, "hold": m.hold, "let go": m.letGo, "fail": m.fail,
-				"mend": m.mend, "kill transport": m.killTransport, "kill agent": m.killAgent, "reset": m.reset, "end run": m.endRun,
+				"mend": m.mend, "kill transport": m.killTransport, "kill agent": m.killAgent, "reset": m.reset, "done": m.done, "end run": m.endRun,
 				"sleep": m.sleep, "": m.check,
 			})
 			m.finish(t)
@@ -170,6 +170,10 @@ func (m *model) reset(t *rapid.T) {
 		rapid.SampledFrom(append([]hop.Path{nil}, modelPaths...)).Draw(t, "path"))
 }
 
+func (m *model) done(t *rapid.T) {
+	m.tree.Release(rapid.SampledFrom([]string{"r1", "r2"}).Draw(t, "run"), rapid.SliceOf(rapid.SampledFrom(modelHosts)).Draw(t, "hosts"))
+}
+
 func (m *model) endRun(t *rapid.T) {
 	m.tree.EndRun(rapid.SampledFrom([]string{"r1", "r2"}).Draw(t, "run"))
 }
@@ -223,7 +227,7 @@ func (m *model) books(t *rapid.T) (refs, links, connections int) {
 			t.Fatalf("%s: %d refs", where, n.refs)
 		case n.refs == 0 && len(n.children) == 0 && (!n.usable || n.state == Draining):
 			t.Fatalf("%s: nobody wants it", where)
-		case n.refs == 0 && len(n.children) == 0 && len(n.runs) == 0 && n.timer == nil:
+		case n.refs == 0 && len(n.children) == 0 && !n.wantedLocked() && n.timer == nil:
 			t.Fatalf("%s: would stay for ever", where)
 		case n.usable && n.state != Ready && n.state != Draining:
 			t.Fatalf("%s: open, and not ready", where)

@@ -60,8 +60,7 @@ type node struct {
 	tokens    [][]byte                    // localAgent: what may attach
 	claimed   bool                        // localAgent: something did
 
-	runs          map[*runState]bool // runs that used the node and have not ended
-	uses          map[use]bool       // connections: who used it for which inventory name
+	uses          map[use]bool // what living runs used it for; false: released
 	hosts         map[string]bool
 	told          map[use]bool  // connections: who has heard the notes
 	persist       time.Duration // after the last use
@@ -72,7 +71,7 @@ type node struct {
 	memory        Memory // of a root; has its own lock
 }
 
-// use is a run's use of a connection on behalf of an inventory name.
+// use is a run's use of a node on behalf of an inventory name.
 type use struct{ run, host string }
 
 // opening is what opening a node takes besides the node itself: what the first asker brought.

@@ -157,7 +157,7 @@ func (t *Tree) plantLocked(parent *node, e edge, h hop.Hop, level int, o opening
 	n := &node{
 		id: t.nextID, parent: parent, edge: e, hop: h, level: level, opening: o,
 		state: Idle, lookup: map[edge]*node{}, children: map[*node]bool{}, up: make(chan struct{}), lastUsed: time.Now(),
-		runs: map[*runState]bool{}, uses: map[use]bool{}, hosts: map[string]bool{}, told: map[use]bool{}, logs: map[*Context]func(int, string){},
+		uses: map[use]bool{}, hosts: map[string]bool{}, told: map[use]bool{}, logs: map[*Context]func(int, string){},
 	}
 	n.root = n
 	t.siblingsLocked(parent)[e] = n

@@ -142,6 +142,41 @@ func TestEndRunLeavesWhatIsInUse(t *testing.T) {
 	})
 }
 
+// TestRelease: what a run has done with leaves as if the run had ended, what it has in use for another host or what another run has in
+// use stays.
+func TestRelease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		for _, host := range []string{"h1", "h2"} {
+			acquire(t, tree, run("r1"), host, sshHop(host, "py")).Release()
+		}
+		acquire(t, tree, run("r1"), "h1", sudoPath...).Release()
+		acquire(t, tree, run("r1"), "shared", sudoPath...).Release()
+		all := "[ssh h1=ready ssh h1=ready ssh h2=ready ssh h2=ready sudo root=ready]"
+		tree.Release("r1", []string{"h1", "nobody"})
+		tree.Release("r2", []string{"h1", "h2", "shared"})
+		time.Sleep(time.Hour)
+		wantNames(t, tree, all) // shared wants them
+		tree.Release("r1", []string{"shared"})
+		time.Sleep(time.Second)
+		wantNames(t, tree, "[ssh h2=ready ssh h2=ready]") // idle for longer than it persists
+		acquire(t, tree, run("r1"), "h1", sshPath...).Release()
+		used := acquire(t, tree, run("r1"), "h2", sshHop("h2", "py"))
+		tree.Release("r1", []string{"h1", "h2"})
+		acquire(t, tree, run("r1"), "h1", sshPath...).Release()
+		time.Sleep(time.Hour)
+		wantNames(t, tree, "[ssh h2=ready ssh h2=ready ssh h1=ready ssh h1=ready]") // one is held, the other was asked for again
+		used.Release()
+		time.Sleep(time.Hour)
+		wantNames(t, tree, "[ssh h1=ready ssh h1=ready]")
+		tree.Reset("r1", "h1", nil)
+		wantNames(t, tree, "[]")
+		if dials, _ := w.count("h1"); dials != 2 {
+			t.Errorf("%d dials", dials)
+		}
+	})
+}
+
 func TestResetDrains(t *testing.T) {
 	for name, reset := range map[string]func(*Tree){
 		"by path": func(tree *Tree) { tree.Reset("r2", "elsewhere", sshPath) },

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -51,6 +52,7 @@ type fakeTree struct {
 	resets   []acquisition
 	ended    []string
 	vacated  []string
+	released []string
 	endings  chan string // gets each ended run
 	nodes    []mux.NodeInfo
 }
@@ -78,6 +80,12 @@ func (f *fakeTree) Reset(run, host string, path hop.Path) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.resets = append(f.resets, acquisition{hop.Run{ID: run}, host, path})
+}
+
+func (f *fakeTree) Release(run string, hosts []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.released = append(f.released, run+" "+strings.Join(hosts, ","))
 }
 
 func (f *fakeTree) Vacate(_ context.Context, run, host, account string) error {

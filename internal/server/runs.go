@@ -113,3 +113,12 @@ func (s *runsService) Reset(ctx context.Context, in *muxv1.ResetRequest) (*muxv1
 	s.o.Tree.Reset(in.GetRun(), in.GetHost(), path)
 	return &muxv1.ResetReply{}, nil
 }
+
+// Release lets what a run has done with leave.
+func (s *runsService) Release(ctx context.Context, in *muxv1.ReleaseRequest) (*muxv1.ReleaseReply, error) {
+	if _, err := s.runs.lookUp(in.GetRun()); err != nil {
+		return nil, statusOf(ctx, "", err)
+	}
+	s.o.Tree.Release(in.GetRun(), in.GetHosts())
+	return &muxv1.ReleaseReply{}, nil
+}

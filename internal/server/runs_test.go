@@ -141,6 +141,20 @@ func TestReset(t *testing.T) {
 	}
 }
 
+func TestRelease(t *testing.T) {
+	d := start(t, newBareNode())
+	run := d.attach(t)
+	if _, err := d.runs.Release(within(t), &muxv1.ReleaseRequest{Run: run, Hosts: []string{"web1", "web2"}}); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.tree.released; !slices.Equal(r, []string{run + " web1,web2"}) {
+		t.Errorf("released %q", r)
+	}
+	if _, err := d.runs.Release(within(t), &muxv1.ReleaseRequest{Run: "none"}); FaultOf(err).Kind != fault.RunUnknown {
+		t.Errorf("of no run: %v", err)
+	}
+}
+
 func isStopped(d *daemon) bool {
 	select {
 	case <-d.stopped:

@@ -15,6 +15,7 @@ import (
 type Tree interface {
 	Acquire(ctx context.Context, run hop.Run, host string, path hop.Path) (Node, error)
 	Reset(run, host string, path hop.Path)
+	Release(run string, hosts []string)
 	Vacate(ctx context.Context, run, host, account string) error
 	EndRun(run string)
 	Nodes() []mux.NodeInfo

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 from pathlib import Path
 
@@ -58,6 +60,21 @@ def test_two_runs_at_once_share_a_connection(fresh: Site) -> None:
     nodes = fresh.status()["nodes"]
     assert len([n for n in nodes if n["name"].startswith("ssh ") and not n["python"]]) == 1
     assert all(int(n["memory_kib"]) > 5000 for n in nodes if n["python"]), "agents say how much memory they have"
+
+
+@pytest.mark.tier("smoke")
+def test_a_batch_releases_what_the_one_before_needed(fresh: Site) -> None:
+    """With nothing to persist, a finished batch's connections are closed while the play goes on."""
+    one, two, _ = fresh.accounts
+    on = {"a": one, "b": one, "c": two}
+    hosts = {name: fresh.host_vars(WAYS["linear"], account) for name, account in on.items()}
+    look = {"command": f"{runs.BINARY} status --json", "delegate_to": "localhost", "vars": {"ansible_connection": "local"}}
+    done = fresh.play(WAYS["linear"], hosts, play(HELLO, look, serial=1), env={"MITOGEN_PERSIST": "0"})
+    assert done.rc == 0, done.said()
+    seen = [json.loads(done.results(host)[-1][1]["stdout"]) for host in on]
+    assert [{a.name for a in (one, two) for n in found["nodes"] if a.name in n["name"]} for found in seen] == [{one.name}, {one.name}, {two.name}], seen
+    dials = [int(found["counters"]["dials"]) for found in seen]
+    assert [after - before for before, after in itertools.pairwise(dials)] == [2, 2], "a connection and an agent each: a batch gives them back at once"
 
 
 def test_a_stopped_daemon_comes_back_with_the_next_run(fresh: Site) -> None:

@@ -16,7 +16,7 @@ from mitogen_mux.v1 import jobs_pb2 as mitogen__mux_dot_v1_dot_jobs__pb2
 from mitogen_mux.v1 import path_pb2 as mitogen__mux_dot_v1_dot_path__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mitogen_mux/v1/runs.proto\x12\x0emitogen_mux.v1\x1a\x19mitogen_mux/v1/jobs.proto\x1a\x19mitogen_mux/v1/path.proto\"\x88\x02\n\rAttachRequest\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\nstart_time\x18\x02 \x01(\x04\x12)\n\x07\x65nviron\x18\x03 \x03(\x0b\x32\x18.mitogen_mux.v1.Variable\x12\x0b\n\x03\x63wd\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x14\n\x0c\x63ore_version\x18\x06 \x01(\t\x12\x1c\n\x0fpersist_seconds\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0epersist_become\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10max_interpreters\x18\t \x01(\rB\x12\n\x10_persist_secondsB\x11\n\x0f_persist_become\"\x8f\x01\n\x0b\x41ttachReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\ndaemon_pid\x18\x03 \x01(\r\x12\x0e\n\x06stage1\x18\x04 \x01(\t\x12\x14\n\x0cstage1_local\x18\x05 \x01(\t\x12\x14\n\x0c\x61gent_socket\x18\x06 \x01(\t\x12\x12\n\nagent_name\x18\x07 \x01(\t\"\x1c\n\rDetachRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\r\n\x0b\x44\x65tachReply\"^\n\x0cResetRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\"\n\x04path\x18\x03 \x01(\x0b\x32\x14.mitogen_mux.v1.Path\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\"\x0c\n\nResetReply\"\"\n\x10GetStatusRequest\x12\x0e\n\x06stacks\x18\x01 \x01(\x08\"\xfd\x06\n\x0eGetStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x14\n\x0cstarted_unix\x18\x03 \x01(\x03\x12\x30\n\x04runs\x18\x04 \x03(\x0b\x32\".mitogen_mux.v1.GetStatusReply.Run\x12\x32\n\x05nodes\x18\x05 \x03(\x0b\x32#.mitogen_mux.v1.GetStatusReply.Node\x12\x39\n\x08\x63ounters\x18\x06 \x01(\x0b\x32\'.mitogen_mux.v1.GetStatusReply.Counters\x12\x0e\n\x06stacks\x18\x07 \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0e\n\x06\x61gents\x18\n \x03(\t\x12:\n\ttransfers\x18\t \x03(\x0b\x32\'.mitogen_mux.v1.GetStatusReply.Transfer\x1a\x46\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x14\n\x0c\x63ore_version\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\r\x1a\x8a\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.mitogen_mux.v1.NodeState\x12\x0c\n\x04jobs\x18\x05 \x01(\r\x12\x0e\n\x06python\x18\x06 \x01(\t\x12\x13\n\x0b\x62lobs_bytes\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\t \x01(\x04\x12\x13\n\x0bround_trips\x18\n \x01(\x04\x12\r\n\x05hosts\x18\x0b \x03(\t\x12\x17\n\x0fidle_since_unix\x18\x0c \x01(\x03\x12\x12\n\nmemory_kib\x18\r \x01(\x04\x1ao\n\x08Transfer\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x12\n\ndone_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x12\n\nelapsed_ms\x18\x06 \x01(\x04\x1a\x62\n\x08\x43ounters\x12\x0c\n\x04jobs\x18\x01 \x01(\x04\x12\r\n\x05\x64ials\x18\x02 \x01(\x04\x12\x12\n\ngoroutines\x18\x03 \x01(\r\x12\x10\n\x08payloads\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lobs_bytes\x18\x05 \x01(\x04\"\x1c\n\x0bStopRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0b\n\tStopReply*\x96\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04IDLE\x10\x01\x12\x0b\n\x07\x44IALING\x10\x02\x12\x12\n\x0e\x41UTHENTICATING\x10\x03\x12\x11\n\rBOOTSTRAPPING\x10\x04\x12\t\n\x05READY\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x12\n\n\x06\x43LOSED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x32\xd5\x01\n\x04Runs\x12\x44\n\x06\x41ttach\x12\x1d.mitogen_mux.v1.AttachRequest\x1a\x1b.mitogen_mux.v1.AttachReply\x12\x44\n\x06\x44\x65tach\x12\x1d.mitogen_mux.v1.DetachRequest\x1a\x1b.mitogen_mux.v1.DetachReply\x12\x41\n\x05Reset\x12\x1c.mitogen_mux.v1.ResetRequest\x1a\x1a.mitogen_mux.v1.ResetReply2\x91\x01\n\x06Status\x12G\n\x03Get\x12 .mitogen_mux.v1.GetStatusRequest\x1a\x1e.mitogen_mux.v1.GetStatusReply\x12>\n\x04Stop\x12\x1b.mitogen_mux.v1.StopRequest\x1a\x19.mitogen_mux.v1.StopReplyB?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19mitogen_mux/v1/runs.proto\x12\x0emitogen_mux.v1\x1a\x19mitogen_mux/v1/jobs.proto\x1a\x19mitogen_mux/v1/path.proto\"\x88\x02\n\rAttachRequest\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x12\n\nstart_time\x18\x02 \x01(\x04\x12)\n\x07\x65nviron\x18\x03 \x03(\x0b\x32\x18.mitogen_mux.v1.Variable\x12\x0b\n\x03\x63wd\x18\x04 \x01(\t\x12\x0c\n\x04user\x18\x05 \x01(\t\x12\x14\n\x0c\x63ore_version\x18\x06 \x01(\t\x12\x1c\n\x0fpersist_seconds\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0epersist_become\x18\x08 \x01(\x08H\x01\x88\x01\x01\x12\x18\n\x10max_interpreters\x18\t \x01(\rB\x12\n\x10_persist_secondsB\x11\n\x0f_persist_become\"\x8f\x01\n\x0b\x41ttachReply\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\ndaemon_pid\x18\x03 \x01(\r\x12\x0e\n\x06stage1\x18\x04 \x01(\t\x12\x14\n\x0cstage1_local\x18\x05 \x01(\t\x12\x14\n\x0c\x61gent_socket\x18\x06 \x01(\t\x12\x12\n\nagent_name\x18\x07 \x01(\t\"\x1c\n\rDetachRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\r\n\x0b\x44\x65tachReply\"^\n\x0cResetRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\"\n\x04path\x18\x03 \x01(\x0b\x32\x14.mitogen_mux.v1.Path\x12\x0f\n\x07\x61\x63\x63ount\x18\x04 \x01(\t\"\x0c\n\nResetReply\",\n\x0eReleaseRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05hosts\x18\x02 \x03(\t\"\x0e\n\x0cReleaseReply\"\"\n\x10GetStatusRequest\x12\x0e\n\x06stacks\x18\x01 \x01(\x08\"\xfd\x06\n\x0eGetStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x14\n\x0cstarted_unix\x18\x03 \x01(\x03\x12\x30\n\x04runs\x18\x04 \x03(\x0b\x32\".mitogen_mux.v1.GetStatusReply.Run\x12\x32\n\x05nodes\x18\x05 \x03(\x0b\x32#.mitogen_mux.v1.GetStatusReply.Node\x12\x39\n\x08\x63ounters\x18\x06 \x01(\x0b\x32\'.mitogen_mux.v1.GetStatusReply.Counters\x12\x0e\n\x06stacks\x18\x07 \x01(\t\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x0e\n\x06\x61gents\x18\n \x03(\t\x12:\n\ttransfers\x18\t \x03(\x0b\x32\'.mitogen_mux.v1.GetStatusReply.Transfer\x1a\x46\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x14\n\x0c\x63ore_version\x18\x03 \x01(\t\x12\x10\n\x08requests\x18\x04 \x01(\r\x1a\x8a\x02\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06parent\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.mitogen_mux.v1.NodeState\x12\x0c\n\x04jobs\x18\x05 \x01(\r\x12\x0e\n\x06python\x18\x06 \x01(\t\x12\x13\n\x0b\x62lobs_bytes\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\x12\x16\n\x0ereceived_bytes\x18\t \x01(\x04\x12\x13\n\x0bround_trips\x18\n \x01(\x04\x12\r\n\x05hosts\x18\x0b \x03(\t\x12\x17\n\x0fidle_since_unix\x18\x0c \x01(\x03\x12\x12\n\nmemory_kib\x18\r \x01(\x04\x1ao\n\x08Transfer\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\n\n\x02up\x18\x03 \x01(\x08\x12\x12\n\ndone_bytes\x18\x04 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x05 \x01(\x04\x12\x12\n\nelapsed_ms\x18\x06 \x01(\x04\x1a\x62\n\x08\x43ounters\x12\x0c\n\x04jobs\x18\x01 \x01(\x04\x12\r\n\x05\x64ials\x18\x02 \x01(\x04\x12\x12\n\ngoroutines\x18\x03 \x01(\r\x12\x10\n\x08payloads\x18\x04 \x01(\x04\x12\x13\n\x0b\x62lobs_bytes\x18\x05 \x01(\x04\"\x1c\n\x0bStopRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"\x0b\n\tStopReply*\x96\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x08\n\x04IDLE\x10\x01\x12\x0b\n\x07\x44IALING\x10\x02\x12\x12\n\x0e\x41UTHENTICATING\x10\x03\x12\x11\n\rBOOTSTRAPPING\x10\x04\x12\t\n\x05READY\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x12\n\n\x06\x43LOSED\x10\x07\x12\n\n\x06\x46\x41ILED\x10\x08\x32\x9e\x02\n\x04Runs\x12\x44\n\x06\x41ttach\x12\x1d.mitogen_mux.v1.AttachRequest\x1a\x1b.mitogen_mux.v1.AttachReply\x12\x44\n\x06\x44\x65tach\x12\x1d.mitogen_mux.v1.DetachRequest\x1a\x1b.mitogen_mux.v1.DetachReply\x12\x41\n\x05Reset\x12\x1c.mitogen_mux.v1.ResetRequest\x1a\x1a.mitogen_mux.v1.ResetReply\x12G\n\x07Release\x12\x1e.mitogen_mux.v1.ReleaseRequest\x1a\x1c.mitogen_mux.v1.ReleaseReply2\x91\x01\n\x06Status\x12G\n\x03Get\x12 .mitogen_mux.v1.GetStatusRequest\x1a\x1e.mitogen_mux.v1.GetStatusReply\x12>\n\x04Stop\x12\x1b.mitogen_mux.v1.StopRequest\x1a\x19.mitogen_mux.v1.StopReplyB?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -24,8 +24,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'mitogen_mux.v1.runs_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1'
-  _globals['_NODESTATE']._serialized_start=1643
-  _globals['_NODESTATE']._serialized_end=1793
+  _globals['_NODESTATE']._serialized_start=1705
+  _globals['_NODESTATE']._serialized_end=1855
   _globals['_ATTACHREQUEST']._serialized_start=100
   _globals['_ATTACHREQUEST']._serialized_end=364
   _globals['_ATTACHREPLY']._serialized_start=367
@@ -38,24 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESETREQUEST']._serialized_end=651
   _globals['_RESETREPLY']._serialized_start=653
   _globals['_RESETREPLY']._serialized_end=665
-  _globals['_GETSTATUSREQUEST']._serialized_start=667
-  _globals['_GETSTATUSREQUEST']._serialized_end=701
-  _globals['_GETSTATUSREPLY']._serialized_start=704
-  _globals['_GETSTATUSREPLY']._serialized_end=1597
-  _globals['_GETSTATUSREPLY_RUN']._serialized_start=1045
-  _globals['_GETSTATUSREPLY_RUN']._serialized_end=1115
-  _globals['_GETSTATUSREPLY_NODE']._serialized_start=1118
-  _globals['_GETSTATUSREPLY_NODE']._serialized_end=1384
-  _globals['_GETSTATUSREPLY_TRANSFER']._serialized_start=1386
-  _globals['_GETSTATUSREPLY_TRANSFER']._serialized_end=1497
-  _globals['_GETSTATUSREPLY_COUNTERS']._serialized_start=1499
-  _globals['_GETSTATUSREPLY_COUNTERS']._serialized_end=1597
-  _globals['_STOPREQUEST']._serialized_start=1599
-  _globals['_STOPREQUEST']._serialized_end=1627
-  _globals['_STOPREPLY']._serialized_start=1629
-  _globals['_STOPREPLY']._serialized_end=1640
-  _globals['_RUNS']._serialized_start=1796
-  _globals['_RUNS']._serialized_end=2009
-  _globals['_STATUS']._serialized_start=2012
-  _globals['_STATUS']._serialized_end=2157
+  _globals['_RELEASEREQUEST']._serialized_start=667
+  _globals['_RELEASEREQUEST']._serialized_end=711
+  _globals['_RELEASEREPLY']._serialized_start=713
+  _globals['_RELEASEREPLY']._serialized_end=727
+  _globals['_GETSTATUSREQUEST']._serialized_start=729
+  _globals['_GETSTATUSREQUEST']._serialized_end=763
+  _globals['_GETSTATUSREPLY']._serialized_start=766
+  _globals['_GETSTATUSREPLY']._serialized_end=1659
+  _globals['_GETSTATUSREPLY_RUN']._serialized_start=1107
+  _globals['_GETSTATUSREPLY_RUN']._serialized_end=1177
+  _globals['_GETSTATUSREPLY_NODE']._serialized_start=1180
+  _globals['_GETSTATUSREPLY_NODE']._serialized_end=1446
+  _globals['_GETSTATUSREPLY_TRANSFER']._serialized_start=1448
+  _globals['_GETSTATUSREPLY_TRANSFER']._serialized_end=1559
+  _globals['_GETSTATUSREPLY_COUNTERS']._serialized_start=1561
+  _globals['_GETSTATUSREPLY_COUNTERS']._serialized_end=1659
+  _globals['_STOPREQUEST']._serialized_start=1661
+  _globals['_STOPREQUEST']._serialized_end=1689
+  _globals['_STOPREPLY']._serialized_start=1691
+  _globals['_STOPREPLY']._serialized_end=1702
+  _globals['_RUNS']._serialized_start=1858
+  _globals['_RUNS']._serialized_end=2144
+  _globals['_STATUS']._serialized_start=2147
+  _globals['_STATUS']._serialized_end=2292
 # @@protoc_insertion_point(module_scope)

@@ -480,6 +480,94 @@ func (*ResetReply) Descriptor() ([]byte, []int) {
 	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{5}
 }
 
+type ReleaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Run           string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	Hosts         []string               `protobuf:"bytes,2,rep,name=hosts,proto3" json:"hosts,omitempty"` // inventory names
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseRequest) Reset() {
+	*x = ReleaseRequest{}
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseRequest) ProtoMessage() {}
+
+func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReleaseRequest) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *ReleaseRequest) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+type ReleaseReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseReply) Reset() {
+	*x = ReleaseReply{}
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseReply) ProtoMessage() {}
+
+func (x *ReleaseReply) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseReply.ProtoReflect.Descriptor instead.
+func (*ReleaseReply) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7}
+}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stacks        bool                   `protobuf:"varint,1,opt,name=stacks,proto3" json:"stacks,omitempty"`
@@ -489,7 +577,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[6]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +589,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[6]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +602,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{6}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GetStatusRequest) GetStacks() bool {
@@ -542,7 +630,7 @@ type GetStatusReply struct {
 
 func (x *GetStatusReply) Reset() {
 	*x = GetStatusReply{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[7]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -554,7 +642,7 @@ func (x *GetStatusReply) String() string {
 func (*GetStatusReply) ProtoMessage() {}
 
 func (x *GetStatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[7]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -567,7 +655,7 @@ func (x *GetStatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusReply.ProtoReflect.Descriptor instead.
 func (*GetStatusReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GetStatusReply) GetVersion() string {
@@ -649,7 +737,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[8]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +749,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[8]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +762,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{8}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StopRequest) GetForce() bool {
@@ -692,7 +780,7 @@ type StopReply struct {
 
 func (x *StopReply) Reset() {
 	*x = StopReply{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[9]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +792,7 @@ func (x *StopReply) String() string {
 func (*StopReply) ProtoMessage() {}
 
 func (x *StopReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[9]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +805,7 @@ func (x *StopReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopReply.ProtoReflect.Descriptor instead.
 func (*StopReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{9}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{11}
 }
 
 type GetStatusReply_Run struct {
@@ -732,7 +820,7 @@ type GetStatusReply_Run struct {
 
 func (x *GetStatusReply_Run) Reset() {
 	*x = GetStatusReply_Run{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[10]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +832,7 @@ func (x *GetStatusReply_Run) String() string {
 func (*GetStatusReply_Run) ProtoMessage() {}
 
 func (x *GetStatusReply_Run) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[10]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +845,7 @@ func (x *GetStatusReply_Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusReply_Run.ProtoReflect.Descriptor instead.
 func (*GetStatusReply_Run) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 0}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *GetStatusReply_Run) GetId() string {
@@ -809,7 +897,7 @@ type GetStatusReply_Node struct {
 
 func (x *GetStatusReply_Node) Reset() {
 	*x = GetStatusReply_Node{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +909,7 @@ func (x *GetStatusReply_Node) String() string {
 func (*GetStatusReply_Node) ProtoMessage() {}
 
 func (x *GetStatusReply_Node) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +922,7 @@ func (x *GetStatusReply_Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusReply_Node.ProtoReflect.Descriptor instead.
 func (*GetStatusReply_Node) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 1}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{9, 1}
 }
 
 func (x *GetStatusReply_Node) GetId() string {
@@ -942,7 +1030,7 @@ type GetStatusReply_Transfer struct {
 
 func (x *GetStatusReply_Transfer) Reset() {
 	*x = GetStatusReply_Transfer{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1042,7 @@ func (x *GetStatusReply_Transfer) String() string {
 func (*GetStatusReply_Transfer) ProtoMessage() {}
 
 func (x *GetStatusReply_Transfer) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1055,7 @@ func (x *GetStatusReply_Transfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusReply_Transfer.ProtoReflect.Descriptor instead.
 func (*GetStatusReply_Transfer) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 2}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{9, 2}
 }
 
 func (x *GetStatusReply_Transfer) GetHost() string {
@@ -1025,7 +1113,7 @@ type GetStatusReply_Counters struct {
 
 func (x *GetStatusReply_Counters) Reset() {
 	*x = GetStatusReply_Counters{}
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1125,7 @@ func (x *GetStatusReply_Counters) String() string {
 func (*GetStatusReply_Counters) ProtoMessage() {}
 
 func (x *GetStatusReply_Counters) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_runs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1138,7 @@ func (x *GetStatusReply_Counters) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusReply_Counters.ProtoReflect.Descriptor instead.
 func (*GetStatusReply_Counters) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{7, 3}
+	return file_mitogen_mux_v1_runs_proto_rawDescGZIP(), []int{9, 3}
 }
 
 func (x *GetStatusReply_Counters) GetJobs() uint64 {
@@ -1125,7 +1213,11 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12\x18\n" +
 	"\aaccount\x18\x04 \x01(\tR\aaccount\"\f\n" +
 	"\n" +
-	"ResetReply\"*\n" +
+	"ResetReply\"8\n" +
+	"\x0eReleaseRequest\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
+	"\x05hosts\x18\x02 \x03(\tR\x05hosts\"\x0e\n" +
+	"\fReleaseReply\"*\n" +
 	"\x10GetStatusRequest\x12\x16\n" +
 	"\x06stacks\x18\x01 \x01(\bR\x06stacks\"\xd1\t\n" +
 	"\x0eGetStatusReply\x12\x18\n" +
@@ -1197,11 +1289,12 @@ const file_mitogen_mux_v1_runs_proto_rawDesc = "" +
 	"\n" +
 	"\x06CLOSED\x10\a\x12\n" +
 	"\n" +
-	"\x06FAILED\x10\b2\xd5\x01\n" +
+	"\x06FAILED\x10\b2\x9e\x02\n" +
 	"\x04Runs\x12D\n" +
 	"\x06Attach\x12\x1d.mitogen_mux.v1.AttachRequest\x1a\x1b.mitogen_mux.v1.AttachReply\x12D\n" +
 	"\x06Detach\x12\x1d.mitogen_mux.v1.DetachRequest\x1a\x1b.mitogen_mux.v1.DetachReply\x12A\n" +
-	"\x05Reset\x12\x1c.mitogen_mux.v1.ResetRequest\x1a\x1a.mitogen_mux.v1.ResetReply2\x91\x01\n" +
+	"\x05Reset\x12\x1c.mitogen_mux.v1.ResetRequest\x1a\x1a.mitogen_mux.v1.ResetReply\x12G\n" +
+	"\aRelease\x12\x1e.mitogen_mux.v1.ReleaseRequest\x1a\x1c.mitogen_mux.v1.ReleaseReply2\x91\x01\n" +
 	"\x06Status\x12G\n" +
 	"\x03Get\x12 .mitogen_mux.v1.GetStatusRequest\x1a\x1e.mitogen_mux.v1.GetStatusReply\x12>\n" +
 	"\x04Stop\x12\x1b.mitogen_mux.v1.StopRequest\x1a\x19.mitogen_mux.v1.StopReplyB?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3"
@@ -1219,7 +1312,7 @@ func file_mitogen_mux_v1_runs_proto_rawDescGZIP() []byte {
 }
 
 var file_mitogen_mux_v1_runs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mitogen_mux_v1_runs_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_mitogen_mux_v1_runs_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_mitogen_mux_v1_runs_proto_goTypes = []any{
 	(NodeState)(0),                  // 0: mitogen_mux.v1.NodeState
 	(*AttachRequest)(nil),           // 1: mitogen_mux.v1.AttachRequest
@@ -1228,37 +1321,41 @@ var file_mitogen_mux_v1_runs_proto_goTypes = []any{
 	(*DetachReply)(nil),             // 4: mitogen_mux.v1.DetachReply
 	(*ResetRequest)(nil),            // 5: mitogen_mux.v1.ResetRequest
 	(*ResetReply)(nil),              // 6: mitogen_mux.v1.ResetReply
-	(*GetStatusRequest)(nil),        // 7: mitogen_mux.v1.GetStatusRequest
-	(*GetStatusReply)(nil),          // 8: mitogen_mux.v1.GetStatusReply
-	(*StopRequest)(nil),             // 9: mitogen_mux.v1.StopRequest
-	(*StopReply)(nil),               // 10: mitogen_mux.v1.StopReply
-	(*GetStatusReply_Run)(nil),      // 11: mitogen_mux.v1.GetStatusReply.Run
-	(*GetStatusReply_Node)(nil),     // 12: mitogen_mux.v1.GetStatusReply.Node
-	(*GetStatusReply_Transfer)(nil), // 13: mitogen_mux.v1.GetStatusReply.Transfer
-	(*GetStatusReply_Counters)(nil), // 14: mitogen_mux.v1.GetStatusReply.Counters
-	(*Variable)(nil),                // 15: mitogen_mux.v1.Variable
-	(*Path)(nil),                    // 16: mitogen_mux.v1.Path
+	(*ReleaseRequest)(nil),          // 7: mitogen_mux.v1.ReleaseRequest
+	(*ReleaseReply)(nil),            // 8: mitogen_mux.v1.ReleaseReply
+	(*GetStatusRequest)(nil),        // 9: mitogen_mux.v1.GetStatusRequest
+	(*GetStatusReply)(nil),          // 10: mitogen_mux.v1.GetStatusReply
+	(*StopRequest)(nil),             // 11: mitogen_mux.v1.StopRequest
+	(*StopReply)(nil),               // 12: mitogen_mux.v1.StopReply
+	(*GetStatusReply_Run)(nil),      // 13: mitogen_mux.v1.GetStatusReply.Run
+	(*GetStatusReply_Node)(nil),     // 14: mitogen_mux.v1.GetStatusReply.Node
+	(*GetStatusReply_Transfer)(nil), // 15: mitogen_mux.v1.GetStatusReply.Transfer
+	(*GetStatusReply_Counters)(nil), // 16: mitogen_mux.v1.GetStatusReply.Counters
+	(*Variable)(nil),                // 17: mitogen_mux.v1.Variable
+	(*Path)(nil),                    // 18: mitogen_mux.v1.Path
 }
 var file_mitogen_mux_v1_runs_proto_depIdxs = []int32{
-	15, // 0: mitogen_mux.v1.AttachRequest.environ:type_name -> mitogen_mux.v1.Variable
-	16, // 1: mitogen_mux.v1.ResetRequest.path:type_name -> mitogen_mux.v1.Path
-	11, // 2: mitogen_mux.v1.GetStatusReply.runs:type_name -> mitogen_mux.v1.GetStatusReply.Run
-	12, // 3: mitogen_mux.v1.GetStatusReply.nodes:type_name -> mitogen_mux.v1.GetStatusReply.Node
-	14, // 4: mitogen_mux.v1.GetStatusReply.counters:type_name -> mitogen_mux.v1.GetStatusReply.Counters
-	13, // 5: mitogen_mux.v1.GetStatusReply.transfers:type_name -> mitogen_mux.v1.GetStatusReply.Transfer
+	17, // 0: mitogen_mux.v1.AttachRequest.environ:type_name -> mitogen_mux.v1.Variable
+	18, // 1: mitogen_mux.v1.ResetRequest.path:type_name -> mitogen_mux.v1.Path
+	13, // 2: mitogen_mux.v1.GetStatusReply.runs:type_name -> mitogen_mux.v1.GetStatusReply.Run
+	14, // 3: mitogen_mux.v1.GetStatusReply.nodes:type_name -> mitogen_mux.v1.GetStatusReply.Node
+	16, // 4: mitogen_mux.v1.GetStatusReply.counters:type_name -> mitogen_mux.v1.GetStatusReply.Counters
+	15, // 5: mitogen_mux.v1.GetStatusReply.transfers:type_name -> mitogen_mux.v1.GetStatusReply.Transfer
 	0,  // 6: mitogen_mux.v1.GetStatusReply.Node.state:type_name -> mitogen_mux.v1.NodeState
 	1,  // 7: mitogen_mux.v1.Runs.Attach:input_type -> mitogen_mux.v1.AttachRequest
 	3,  // 8: mitogen_mux.v1.Runs.Detach:input_type -> mitogen_mux.v1.DetachRequest
 	5,  // 9: mitogen_mux.v1.Runs.Reset:input_type -> mitogen_mux.v1.ResetRequest
-	7,  // 10: mitogen_mux.v1.Status.Get:input_type -> mitogen_mux.v1.GetStatusRequest
-	9,  // 11: mitogen_mux.v1.Status.Stop:input_type -> mitogen_mux.v1.StopRequest
-	2,  // 12: mitogen_mux.v1.Runs.Attach:output_type -> mitogen_mux.v1.AttachReply
-	4,  // 13: mitogen_mux.v1.Runs.Detach:output_type -> mitogen_mux.v1.DetachReply
-	6,  // 14: mitogen_mux.v1.Runs.Reset:output_type -> mitogen_mux.v1.ResetReply
-	8,  // 15: mitogen_mux.v1.Status.Get:output_type -> mitogen_mux.v1.GetStatusReply
-	10, // 16: mitogen_mux.v1.Status.Stop:output_type -> mitogen_mux.v1.StopReply
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
+	7,  // 10: mitogen_mux.v1.Runs.Release:input_type -> mitogen_mux.v1.ReleaseRequest
+	9,  // 11: mitogen_mux.v1.Status.Get:input_type -> mitogen_mux.v1.GetStatusRequest
+	11, // 12: mitogen_mux.v1.Status.Stop:input_type -> mitogen_mux.v1.StopRequest
+	2,  // 13: mitogen_mux.v1.Runs.Attach:output_type -> mitogen_mux.v1.AttachReply
+	4,  // 14: mitogen_mux.v1.Runs.Detach:output_type -> mitogen_mux.v1.DetachReply
+	6,  // 15: mitogen_mux.v1.Runs.Reset:output_type -> mitogen_mux.v1.ResetReply
+	8,  // 16: mitogen_mux.v1.Runs.Release:output_type -> mitogen_mux.v1.ReleaseReply
+	10, // 17: mitogen_mux.v1.Status.Get:output_type -> mitogen_mux.v1.GetStatusReply
+	12, // 18: mitogen_mux.v1.Status.Stop:output_type -> mitogen_mux.v1.StopReply
+	13, // [13:19] is the sub-list for method output_type
+	7,  // [7:13] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1278,7 +1375,7 @@ func file_mitogen_mux_v1_runs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_runs_proto_rawDesc), len(file_mitogen_mux_v1_runs_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

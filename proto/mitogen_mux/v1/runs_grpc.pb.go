@@ -21,9 +21,10 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Runs_Attach_FullMethodName = "/mitogen_mux.v1.Runs/Attach"
-	Runs_Detach_FullMethodName = "/mitogen_mux.v1.Runs/Detach"
-	Runs_Reset_FullMethodName  = "/mitogen_mux.v1.Runs/Reset"
+	Runs_Attach_FullMethodName  = "/mitogen_mux.v1.Runs/Attach"
+	Runs_Detach_FullMethodName  = "/mitogen_mux.v1.Runs/Detach"
+	Runs_Reset_FullMethodName   = "/mitogen_mux.v1.Runs/Reset"
+	Runs_Release_FullMethodName = "/mitogen_mux.v1.Runs/Release"
 )
 
 // RunsClient is the client API for Runs service.
@@ -39,6 +40,9 @@ type RunsClient interface {
 	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachReply, error)
 	// Reset makes the nodes of a path Draining: running jobs finish, the next request dials anew.
 	Reset(ctx context.Context, in *ResetRequest, opts ...grpc.CallOption) (*ResetReply, error)
+	// Release says that the run has done with hosts for now: what it used for no other stays no longer than idle nodes do. A later
+	// request takes that back.
+	Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseReply, error)
 }
 
 type runsClient struct {
@@ -79,6 +83,16 @@ func (c *runsClient) Reset(ctx context.Context, in *ResetRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *runsClient) Release(ctx context.Context, in *ReleaseRequest, opts ...grpc.CallOption) (*ReleaseReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseReply)
+	err := c.cc.Invoke(ctx, Runs_Release_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // RunsServer is the server API for Runs service.
 // All implementations must embed UnimplementedRunsServer
 // for forward compatibility.
@@ -92,6 +106,9 @@ type RunsServer interface {
 	Detach(context.Context, *DetachRequest) (*DetachReply, error)
 	// Reset makes the nodes of a path Draining: running jobs finish, the next request dials anew.
 	Reset(context.Context, *ResetRequest) (*ResetReply, error)
+	// Release says that the run has done with hosts for now: what it used for no other stays no longer than idle nodes do. A later
+	// request takes that back.
+	Release(context.Context, *ReleaseRequest) (*ReleaseReply, error)
 	mustEmbedUnimplementedRunsServer()
 }
 
@@ -110,6 +127,9 @@ func (UnimplementedRunsServer) Detach(context.Context, *DetachRequest) (*DetachR
 }
 func (UnimplementedRunsServer) Reset(context.Context, *ResetRequest) (*ResetReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Reset not implemented")
+}
+func (UnimplementedRunsServer) Release(context.Context, *ReleaseRequest) (*ReleaseReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Release not implemented")
 }
 func (UnimplementedRunsServer) mustEmbedUnimplementedRunsServer() {}
 func (UnimplementedRunsServer) testEmbeddedByValue()              {}
@@ -186,6 +206,24 @@ func _Runs_Reset_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Runs_Release_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RunsServer).Release(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Runs_Release_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RunsServer).Release(ctx, req.(*ReleaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Runs_ServiceDesc is the grpc.ServiceDesc for Runs service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -204,6 +242,10 @@ var Runs_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Reset",
 			Handler:    _Runs_Reset_Handler,
+		},
+		{
+			MethodName: "Release",
+			Handler:    _Runs_Release_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
