@@ -51,8 +51,8 @@ def machine(listen: str = '127.0.0.1') -> t.Iterator[Machine]:
 class Relay:
     """bench/relay, asked over its stdin."""
 
-    def __init__(self, port: int, delay: str = '0s', rate: float = 0, program: pathlib.Path = BIN / 'relay') -> None:
-        argv = [program, '--to', f'127.0.0.1:{port}', '--delay', delay, '--rate', str(rate)]
+    def __init__(self, port: int, delay: str = '0s', rate: float = 0, program: pathlib.Path = BIN / 'relay', listen: str = '127.0.0.1') -> None:
+        argv = [program, '--listen', f'{listen}:0', '--to', f'127.0.0.1:{port}', '--delay', delay, '--rate', str(rate)]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = int(self._read().rpartition(':')[2])
 

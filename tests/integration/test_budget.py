@@ -22,15 +22,21 @@ from lab import Relay
 
 OURS = WAYS["linear"]
 FEW, MANY = 3, 10
+MOST = 9  # round trips to the first result: internal/sshlink's TestRoundTripsToAJob says what each is for
 
 
 @pytest.fixture(scope="module")
-def relay(site: Site, binary: Path) -> Iterator[Relay]:
+def program(site: Site, binary: Path) -> Path:
     go = shutil.which("go")
     if go is None:
         pytest.skip("needs go to build bench/relay")
-    program = site.base / "relay"
-    subprocess.run([go, "build", "-o", str(program), "./bench/relay"], cwd=runs.PROJECT, check=True)
+    built = site.base / "relay"
+    subprocess.run([go, "build", "-o", str(built), "./bench/relay"], cwd=runs.PROJECT, check=True)
+    return built
+
+
+@pytest.fixture(scope="module")
+def relay(site: Site, program: Path) -> Iterator[Relay]:
     it = Relay(site.sshd.port, program=program)
     line = site.sshd.known_hosts.read_text()
     site.sshd.known_hosts.write_text(line + line.replace(f"]:{site.sshd.port} ", f"]:{it.port} "))
@@ -132,6 +138,35 @@ def test_a_module_crosses_once(site: Site, relay: Relay) -> None:
     after = relay.ask("stats")
     assert after["connections"] == before["connections"]
     assert after["up_bytes"] - before["up_bytes"] <= 3 * 1024
+
+
+@pytest.mark.tier("matrix")
+def test_many_hosts_take_the_round_trips_of_one(site: Site, program: Path) -> None:
+    """From TCP connect to the first task's result, each on a connection of its own, so far away that what one side says in pieces is heard as one."""
+    many = 20
+    relay = Relay(site.sshd.port, "150ms", program=program, listen="0.0.0.0")
+    known = site.base / "known-by-alias"
+    known.write_text(f"many {site.sshd.known_hosts.read_text().split(' ', 1)[1]}")
+    args = f"-o UserKnownHostsFile={known} -o IdentitiesOnly=yes -o HostKeyAlias=many"
+    hosts = {
+        f"h{n}": site.host_vars(OURS, site.login, ansible_ssh_common_args=args, ansible_host=f"127.0.0.{n + 1}", ansible_port=relay.port) for n in range(many)
+    }
+
+    def turns(on: str) -> int:
+        site.stop_daemon()
+        before = relay.ask("stats")
+        run = site.play(OURS, hosts, play({"command": "echo hello"}, hosts=on), args=["-f", str(many)])
+        assert run.rc == 0, run.said()
+        after = relay.ask("stats")
+        assert after["connections"] - before["connections"] == int(site.status()["counters"]["dials"]) / 2
+        return after["turns"] - before["turns"]
+
+    try:
+        assert turns("h0") <= MOST
+        assert turns("all") <= MOST * many
+    finally:
+        relay.close()
+        site.stop_daemon()
 
 
 def test_an_interpreter_is_found_on_the_way(site: Site, binary: Path) -> None:
