@@ -4,10 +4,10 @@ The daemon on the controller starts one for an account, sends this program over 
 it: run this module, run this command, take or give this file. Every job is a forked child with a session of its own, so nothing a
 job does to the interpreter outlives it. The agent knows no address and opens no connection; it answers, and ends with its link.
 
-Python 2.7 and 3.6 or newer, standard library only, one thread: Agent.run below is its one loop. What is sent is one text, these
-sections in this order: agent_frames.py, agent_payload.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_chain.py,
-agent_jobs.py, agent.py. They are apart for the reader only, share their names, and each can be read knowing those before it. Stage 1
-executes the text with SOURCE (its compressed bytes) and NAME (whose it is, for people who look at the process).
+Python 2.7 and 3.6 or newer, standard library only, one thread: Agent.run below is its one loop. What is sent are these sections in
+this order: agent_frames.py, agent_payload.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_chain.py, agent_jobs.py,
+agent.py. They share their names, and each can be read knowing those before it. Stage 1 executes one after the other, for compiling
+takes memory by the text's length; with SOURCE (all, compressed) and NAME (whose it is, for people who look at the process).
 """
 import binascii
 import collections
@@ -21,6 +21,10 @@ import resource
 import select
 import signal
 import sys
+try:
+    from _signal import SIG_DFL, signal as handle   # without the enumerations of Python 3, whose pages each job would copy
+except ImportError:
+    from signal import SIG_DFL, signal as handle
 
 
 class SelectPoll(object):
@@ -61,7 +65,7 @@ class Agent(object):
         self.tried = set()      # names that were to be preloaded
         self.surroundings = None    # of agents that have not inherited theirs
         self.resolver = None    # res_init, if it has to be called
-        self.packages = package_folders()   # as this interpreter found them when it started
+        self.packages = dated(package_folders())    # as this interpreter found them when it started
         self.streams = {}
         self.chains = {}
         self.folders = {}       # made and not removed: whose they are
@@ -127,9 +131,9 @@ class Agent(object):
         self.nothing, write = os.pipe()     # stdin of jobs: at its end
         os.close(write)
         self.alarm, alarm = [unblocking(fd) for fd in os.pipe()]    # a byte for every signal
-        self.before = [(signal.SIGCHLD, signal.signal(signal.SIGCHLD, lambda *_: None))]
+        self.before = [(signal.SIGCHLD, handle(signal.SIGCHLD, lambda *_: None))]
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            self.before.append((number, signal.signal(number, self.stop)))
+            self.before.append((number, handle(number, self.stop)))
         signal.set_wakeup_fd(alarm)
         self.watch(self.alarm, select.POLLIN, self.signalled)
         sys.path[:] = [p for p in sys.path if p not in ('', '.')]
@@ -309,7 +313,7 @@ class Agent(object):
             os.setsid()
             signal.set_wakeup_fd(-1)
             for number, handler in self.before:
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+                handle(number, SIG_DFL if handler is None else handler)
             if terminal is not None:
                 import termios
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
@@ -398,6 +402,7 @@ class Agent(object):
             self.log(2, 'cannot preload %s: %r' % (payload.module, e))
         finally:
             sys.path.remove(self.importer.root)
+            del self.importer.compiled[:]   # jobs inherit this code
         self.preloaded = dict((name, entry) for name, entry in payload.names.items() if name in sys.modules)
 
     def unload(self):

@@ -14,14 +14,15 @@ DIARY_SIZE = 49152      # bytes of records of one module; RESULT has room for th
 
 def enter(environ, added, cwd, nofile):
     """Makes the child's surroundings what a new process of the account would find. Says whether the locale is to be another."""
-    before = dict(os.environ)
+    settings = ('TZ', 'LANG', 'LC_ALL', 'LC_CTYPE')
+    before = [os.environ.get(name) for name in settings]
     decode_name = os.fsdecode if PY3 else bytes
     if environ:
         os.environ.clear()
     for entry in environ + added:
         name, _, value = entry.partition(b'=')
         os.environ[decode_name(name)] = decode_name(value)
-    changed = set(name for name in ('TZ', 'LANG', 'LC_ALL', 'LC_CTYPE') if os.environ.get(name) != before.get(name))
+    changed = set(name for name, value in zip(settings, before) if os.environ.get(name) != value)
     if 'TZ' in changed:
         time.tzset()
     try:
@@ -73,7 +74,7 @@ def choose_locale(given):
 
 def refresh(resolver, packages):
     """What a fork shares and new processes would not: the state of random generators, the resolver's configuration, and where packages
-    are found, of which packages is what package_folders once gave."""
+    are found, of which packages is what dated once gave."""
     if sys.version_info < (3, 7):   # newer ones reseed by themselves
         if 'random' in sys.modules:
             sys.modules['random'].seed()
@@ -81,18 +82,20 @@ def refresh(resolver, packages):
             sys.modules['ssl'].RAND_add(os.urandom(32), 32.0)
     if resolver:
         resolver()
-    folders = package_folders()
+    folders = dated([folder for folder, _ in packages])
     if folders != packages:
         look_again(folders, packages)
 
 
 def package_folders():
-    """Where an interpreter looks for packages and .pth files when it starts: pairs of a folder and the time when something came into it or
-    went (seconds; None where it is not there), first found first."""
+    """Where an interpreter looks for packages and .pth files when it starts, first found first."""
     import site
     folders = getattr(site, 'getsitepackages', list)()
-    if site.ENABLE_USER_SITE:
-        folders = [site.getusersitepackages()] + folders
+    return [site.getusersitepackages()] + folders if site.ENABLE_USER_SITE else folders
+
+
+def dated(folders):
+    """Pairs of a folder and the time when something came into it or went (seconds; None where it is not there)."""
     found = []
     for folder in folders:
         try:

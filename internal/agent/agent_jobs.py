@@ -209,7 +209,8 @@ class Module(Job):
             agent.importer.use(payload)
             if self.diary:
                 self.diary.keep()
-            agent.importer.begin_report()
+            if self.report:
+                agent.importer.begin_report()
             pid = os.getpid()
             code = interpret(lambda: run_module(payload, params, agent.importer))
             if self.report and pid == os.getpid():

@@ -16,6 +16,7 @@ class Payload(object):
         self.root = self.fd = None  # its zip, if it has a real one: path and descriptor
         self.preload = []
         self.files = []             # (path, digest), in order
+        self.digests = {}           # the same
         self.names = {}             # full module name: (path, digest, whether it is a package)
         self.warm = False           # a job found all the code it wanted compiled
         for line in text.decode('utf-8').strip(u'\n').split(u'\n'):
@@ -34,6 +35,7 @@ class Payload(object):
 
     def add(self, path, digest):
         self.files.append((path, digest))
+        self.digests[path] = digest
         if path.endswith('/__init__.py'):
             self.names[path[:-12].replace('/', '.')] = (path, digest, True)
         elif path.endswith('.py'):
@@ -125,7 +127,7 @@ class Importer(object):
         self.archive = payload.root     # where importlib.resources of Python 3.9 looks
         self.root = payload.root or self.virtual
         self.names = payload.names
-        self.digests = dict(payload.files)
+        self.digests = payload.digests
 
     def hook(self, path):
         """The entry of sys.path_hooks."""
@@ -212,7 +214,6 @@ class Importer(object):
     # found lacking of the standard library.
 
     def begin_report(self):
-        del self.compiled[:]
         self.standing = QUIET.intersection(sys.modules)
 
     def write_report(self, report):

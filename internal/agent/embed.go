@@ -53,10 +53,13 @@ var source = sync.OnceValue(func() []byte {
 	var b bytes.Buffer
 	w, err := zlib.NewWriterLevel(&b, zlib.BestCompression)
 	if err == nil {
-		for _, section := range sections {
+		for i, section := range sections {
 			text, missing := agentPy.ReadFile(section)
 			if missing != nil {
 				panic("agent: " + missing.Error()) // embedded above
+			}
+			if i > 0 {
+				text = append([]byte{0}, text...)
 			}
 			if _, err = w.Write(text); err != nil {
 				break
@@ -72,7 +75,7 @@ var source = sync.OnceValue(func() []byte {
 	return b.Bytes()
 })
 
-// Source returns the agent as stage 1 reads it: its sections as one text, compressed. Nobody may change it.
+// Source returns the agent as stage 1 reads it: its sections with a zero byte between two of them, compressed. Nobody may change it.
 func Source() []byte { return source() }
 
 var sourceDigest = sync.OnceValue(func() blobcache.Digest { return blobcache.Sum(source()) })

@@ -16,4 +16,4 @@ def get(n):
 os.write(1,bytearray((77,85,88,0,10,13,255,17,19,49,13,10)))
 NAME=sys.argv[1]
 SOURCE=get(int("".join("%02x"%c for c in bytearray(get(4))),16))
-exec(compile(zlib.decompress(SOURCE),"mitogen-mux","exec"))
+for TEXT in zlib.decompress(SOURCE).split(bytes(bytearray(1))):exec(compile(TEXT,"mitogen-mux","exec"))

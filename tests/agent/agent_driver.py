@@ -67,11 +67,11 @@ SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_fres
 
 def source_text():
     """The agent as it is shipped."""
-    text = b''
+    texts = []
     for name in SECTIONS:
         with open(os.path.join(ROOM, name), 'rb') as f:
-            text += f.read()
-    return text
+            texts.append(f.read())
+    return b'\0'.join(texts)
 
 
 LOGGED = 11  # the field of RESULT that repeats

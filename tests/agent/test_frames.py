@@ -49,7 +49,7 @@ print(checked)
 
 def test_golden(python, tmp_path):
     source = tmp_path / 'source.py'
-    source.write_bytes(source_text())
+    source.write_bytes(source_text().replace(b'\0', b'\n'))
     out = subprocess.run([python, '-c', CHECK, str(source), GOLDEN], check=False, capture_output=True, timeout=PATIENCE)
     assert out.returncode == 0, out.stderr.decode()
     with open(os.path.join(GOLDEN, 'golden.json')) as f:
