@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
+import types
 import typing as t
 
+import jinja2
 from ansible import constants as C
 from ansible import context
 from ansible.plugins.connection import ssh
@@ -30,7 +33,14 @@ def installed() -> t.Iterator[None]:
             stack.enter_context(_attribute(clean, 'connection_loader', _ConnectionPaths()))
         if getattr(ssh, 'argparse', None) is argparse:
             stack.enter_context(_attribute(ssh, 'argparse', _Argparse()))
+        stack.enter_context(_attribute(jinja2.Environment, '_compile', lambda _, source, filename: _code(source, filename)))
         yield
+
+
+@functools.lru_cache(maxsize=512)
+def _code(source: str, filename: str) -> types.CodeType:
+    """The code of the Python text that Jinja has made of a template, which an item of a loop or another host's task makes again."""
+    return compile(source, filename, 'exec', dont_inherit=True)
 
 
 @contextlib.contextmanager

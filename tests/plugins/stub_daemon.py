@@ -81,6 +81,9 @@ class StubSession:
     def reset(self, host: str, path: path_pb2.Path | None = None) -> None:
         """Nothing is kept."""
 
+    def release(self, hosts: t.Iterable[str]) -> None:
+        """Nor this."""
+
     def detach(self) -> None:
         """Nothing was attached."""
 

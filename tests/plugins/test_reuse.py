@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import typing as t
 
+import jinja2
 import pytest
 from ansible.plugins.connection import ssh
 from ansible.plugins.loader import connection_loader
 from ansible.vars import clean
+from jinja2.nativetypes import NativeEnvironment
 
 import core
 from mitogen_mux import reuse
@@ -63,6 +65,19 @@ def test_settings_have_the_cores_own_values_and_origins() -> None:
         for _ in range(2):
             assert [ask(call) for call in CALLS] == plain
     assert 'get_config_value_and_origin' not in vars(core.C.config)
+
+
+def test_a_template_is_compiled_once() -> None:
+    """Whatever environment asks, and what it gives is what that environment makes of it."""
+    plain = jinja2.Environment()
+    original = jinja2.Environment._compile
+    with reuse.installed():
+        codes = [environment.compile('{{ spam }} and eggs') for environment in (plain, plain, jinja2.Environment(), NativeEnvironment())]
+        assert codes[0] is codes[1] is codes[2] and codes[0].co_flags == plain.overlay().compile('{{ spam }}').co_flags
+        texts = [environment.from_string('{{ spam }}{{ eggs }}').render(spam=1, eggs=2) for environment in (plain, NativeEnvironment(), plain)]
+        assert texts == ['12', 12, '12']
+    assert jinja2.Environment._compile is original
+    assert plain.compile('{{ spam }} and eggs').co_code == codes[0].co_code
 
 
 def test_a_setting_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
