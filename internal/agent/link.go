@@ -148,7 +148,11 @@ func (l *Link) fail(reason *fault.Error) {
 	l.out.control, l.out.ready = nil, nil
 	l.streams, l.jobs = nil, 0
 	l.mu.Unlock()
-	l.o.Log.Debug("link ended", "name", l.o.Name, "reason", reason)
+	level := hclog.Debug
+	if _, ok := errors.AsType[*ViolationError](reason); ok && reason.HopName == "" || reason.Kind == fault.AgentVersion {
+		level = hclog.Warn // the far side itself is to blame, and perhaps no friend
+	}
+	l.o.Log.Log(level, "link ended", "name", l.o.Name, "reason", reason)
 	if d, ok := l.conn.(detacher); ok && lives {
 		_ = d.Detach()
 		return

@@ -39,7 +39,7 @@ func (t *Tree) startByBecome(ctx context.Context, n *node) (peer, error) {
 	t.mu.Lock()
 	n.gone = stream.Gone
 	t.mu.Unlock()
-	conn := &spawnedConn{Conn: stream.Conn(), stream: stream, prefix: rest, code: -1}
+	conn := &spawnedConn{Conn: stream.Conn(), stream: stream, parent: n.parent, prefix: rest, code: -1}
 	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {
 		return nil, n.fault(explain(err, conn.code, n.hop.Interpreter), fault.AgentDied, "cannot start the agent")
@@ -183,6 +183,7 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 type spawnedConn struct {
 	agent.Conn
 	stream spawned
+	parent *node // whose agent has started it
 	prefix []byte
 	ended  bool
 	code   int // the exit code, or -1; for who has seen Read fail
@@ -203,7 +204,13 @@ func (c *spawnedConn) Read(p []byte) (int, error) {
 		c.ended = true
 		c.lastWords()
 	}
-	return n, err
+	return n, c.parent.blame(err)
+}
+
+// Write implements agent.Conn.
+func (c *spawnedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	return n, c.parent.blame(err)
 }
 
 // lastWords receives what follows the end of stdout: the Conn leaves it, and it says why there is no agent.

@@ -20,7 +20,7 @@ func (t *Tree) startInContainer(ctx context.Context, n *node) (peer, error) {
 	t.mu.Lock()
 	n.gone = stream.Gone
 	t.mu.Unlock()
-	conn := &spawnedConn{Conn: stream.Conn(), stream: stream, code: -1}
+	conn := &spawnedConn{Conn: stream.Conn(), stream: stream, parent: n.parent, code: -1}
 	link, err := t.bootstrap(ctx, n, conn)
 	if err != nil {
 		return nil, n.fault(notEntered(err, conn, n.hop), fault.AgentDied, "cannot start the agent")

@@ -23,7 +23,7 @@ func (n *node) forward(ctx context.Context, host string, port int) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	conn := &forwarded{stream.Conn()}
+	conn := &forwarded{stream.Conn(), n}
 	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer stop()
 	var connected [1]byte
@@ -42,7 +42,22 @@ func (n *node) forward(ctx context.Context, host string, port int) (net.Conn, er
 }
 
 // forwarded is a connection that an agent's account has made. It needs no deadlines, as those who wait on it close it.
-type forwarded struct{ agent.Conn }
+type forwarded struct {
+	agent.Conn
+	by *node
+}
+
+// Read implements net.Conn.
+func (f *forwarded) Read(p []byte) (int, error) {
+	n, err := f.Conn.Read(p)
+	return n, f.by.blame(err)
+}
+
+// Write implements net.Conn.
+func (f *forwarded) Write(p []byte) (int, error) {
+	n, err := f.Conn.Write(p)
+	return n, f.by.blame(err)
+}
 
 // words is what the far side had to say besides.
 func (f *forwarded) words() string {

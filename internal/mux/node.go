@@ -115,6 +115,14 @@ func (n *node) fault(err error, kind fault.Kind, message string) *fault.Error {
 	return atHop(err, kind, message, n.level, n.name())
 }
 
+// blame makes the end of n's link an error of n's hop, for whatever leads through the link and ends with it.
+func (n *node) blame(err error) error {
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		return n.fault(e, e.Kind, e.Message)
+	}
+	return err
+}
+
 // atHop makes err a *fault.Error that says at which hop it happened. The error is shared by all who waited, so it is copied.
 func atHop(err error, kind fault.Kind, message string, level int, name string) *fault.Error {
 	e, ok := errors.AsType[*fault.Error](err)

@@ -217,12 +217,13 @@ func (c *processConn) Close() error {
 	return c.closed
 }
 
-// exited learns the exit code of a process whose stdout has ended, if it comes in time.
+// exited learns the exit code of a process whose stdout has ended, and its last words, if they come in time.
 func (c *processConn) exited() {
 	timer := time.AfterFunc(exitTimeout, func() { _ = c.Process.Close() }) // which ends the wait
 	defer timer.Stop()
 	if code, err := c.Wait(); err == nil {
 		c.code = code
+		<-c.drained
 	}
 }
 
