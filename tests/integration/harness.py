@@ -177,6 +177,20 @@ def extra_account(made: tuple[Account, ...]) -> str:
     return f"mxu{made[0].name[4:]}"
 
 
+@contextlib.contextmanager
+def crowd(count: int) -> Iterator[list[str]]:
+    """So many more accounts, which have no password."""
+    suffix = secrets.token_hex(2)
+    names = [f"mxc{n}x{suffix}" for n in range(count)]
+    try:
+        for name in names:
+            quiet("useradd", "-m", "-s", "/bin/bash", "-c", f"{GECOS}{os.getpid()}", "-p", "*", name)
+        yield names
+    finally:
+        for name in names:
+            forget_account(name)
+
+
 def empty_home(a: Account) -> None:
     """Bring an account back to its first state."""
     for entry in a.home.iterdir():
