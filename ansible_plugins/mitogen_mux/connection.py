@@ -30,7 +30,13 @@ DEFINITIONS: dict[str, dict[str, t.Any]] = {
         'default': True,
         'vars': [{'name': 'mitogen_enabled'}],
         'env': [{'name': 'MITOGEN_ENABLED'}],
-    }
+    },
+    'mitogen_max_interpreters': {
+        'description': ['How many interpreters the host may have at the same time; 0 is as MITOGEN_MAX_INTERPRETERS says.'],
+        'type': 'int',
+        'default': 0,
+        'vars': [{'name': 'mitogen_max_interpreters'}],
+    },
 }
 """Our own variables, as options of the plugins that we stand in front of: so the core finds, templates and delegates them."""
 
@@ -76,7 +82,8 @@ class MuxConnection(errands.Carrier):
 
     def mux_path(self, interpreter: str = '') -> path_pb2.Path:
         """The path to the connection's account."""
-        return path_pb2.Path(hops=[*self.mux_way(), self.mux_account(interpreter)])
+        most = max(0, int(hops.option(self, 'mitogen_max_interpreters', 0)))
+        return path_pb2.Path(hops=[*self.mux_way(), self.mux_account(interpreter)], max_interpreters=most)
 
     def mux_become(self, plugin: t.Any, interpreter: str) -> path_pb2.Hop:
         """The hop to an account that the task has no part in."""

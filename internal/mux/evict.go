@@ -45,7 +45,7 @@ func (t *Tree) takeSlot(ctx context.Context, n *node) error {
 	case <-timer.C:
 		err = &fault.Error{
 			Kind: fault.TimedOut, Message: "all interpreters of the target are busy",
-			Hint: "raise MITOGEN_MAX_INTERPRETERS, or run fewer accounts of one host at the same time",
+			Hint: "raise mitogen_max_interpreters, or run fewer accounts of one host at the same time",
 		}
 	case <-ctx.Done():
 		err = context.Cause(ctx)

@@ -87,6 +87,9 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 	if r.path, err = r.server.keys.toPath(in.GetPath(), in.GetRun()); err != nil {
 		return err
 	}
+	if most := in.GetPath().GetMaxInterpreters(); most > 0 {
+		r.run.MaxInterp = int(most)
+	}
 	if r.steps, err = toSteps(in.GetSteps()); err != nil {
 		return err
 	}

@@ -518,3 +518,18 @@ func TestParamsAreJSONOnItsWay(t *testing.T) {
 		t.Errorf("%q, %v", a.stdout[0], err)
 	}
 }
+
+// How many interpreters the target may have is the run's, or the request's own.
+func TestInterpretersOfATarget(t *testing.T) {
+	d := start(t, newBareNode())
+	request := d.request(t, shell1("true"))
+	for i, most := range []uint32{0, 7} {
+		request.Path.MaxInterpreters = most
+		if _, err := d.ask(t, request); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.tree.acquired[i].run.MaxInterp; got != int(most) {
+			t.Errorf("%d where the request has %d", got, most)
+		}
+	}
+}

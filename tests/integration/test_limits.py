@@ -53,10 +53,10 @@ def test_sixty_accounts_of_one_host(fresh: Site) -> None:
 
 def test_the_least_recently_used_goes_first(fresh: Site) -> None:
     with harness.crowd(3) as names:
-        hosts = {"h": fresh.host_vars(OURS, fresh.login)}
+        hosts = {"h": fresh.host_vars(OURS, fresh.login, mitogen_max_interpreters=3)}
         order = [names[n] for n in (0, 1, 0, 2)]
         tasks = [{"command": "id -un", "become": True, "become_user": name} for name in order]
-        run = fresh.play(OURS, hosts, play(*tasks), env={"MITOGEN_MAX_INTERPRETERS": "3"})
+        run = fresh.play(OURS, hosts, play(*tasks))
         assert [result["stdout"] for _, result in run.results("h")] == order, run.said()
         assert sorted(agents(fresh))[1:] == [f"sudo {names[0]}", f"sudo {names[2]}"]
 

@@ -15,10 +15,12 @@ class Secret(_message.Message):
     def __init__(self, value: _Optional[bytes] = ...) -> None: ...
 
 class Path(_message.Message):
-    __slots__ = ("hops",)
+    __slots__ = ("hops", "max_interpreters")
     HOPS_FIELD_NUMBER: _ClassVar[int]
+    MAX_INTERPRETERS_FIELD_NUMBER: _ClassVar[int]
     hops: _containers.RepeatedCompositeFieldContainer[Hop]
-    def __init__(self, hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ...) -> None: ...
+    max_interpreters: int
+    def __init__(self, hops: _Optional[_Iterable[_Union[Hop, _Mapping]]] = ..., max_interpreters: _Optional[int] = ...) -> None: ...
 
 class Hop(_message.Message):
     __slots__ = ("ssh", "local", "become", "container", "interpreter")

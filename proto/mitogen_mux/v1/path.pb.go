@@ -71,10 +71,11 @@ func (x *Secret) GetValue() []byte {
 
 // Path is the list of hops from the controller to a context, outermost first: ssh or local, and then any others; any length.
 type Path struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hops          []*Hop                 `protobuf:"bytes,1,rep,name=hops,proto3" json:"hops,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Hops            []*Hop                 `protobuf:"bytes,1,rep,name=hops,proto3" json:"hops,omitempty"`
+	MaxInterpreters uint32                 `protobuf:"varint,2,opt,name=max_interpreters,json=maxInterpreters,proto3" json:"max_interpreters,omitempty"` // that the target may have for this request to start one more; 0: as AttachRequest says
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Path) Reset() {
@@ -112,6 +113,13 @@ func (x *Path) GetHops() []*Hop {
 		return x.Hops
 	}
 	return nil
+}
+
+func (x *Path) GetMaxInterpreters() uint32 {
+	if x != nil {
+		return x.MaxInterpreters
+	}
+	return 0
 }
 
 // Hop is one step towards a context, with every option already resolved by Ansible.
@@ -696,9 +704,10 @@ const file_mitogen_mux_v1_path_proto_rawDesc = "" +
 	"\n" +
 	"\x19mitogen_mux/v1/path.proto\x12\x0emitogen_mux.v1\x1a google/protobuf/descriptor.proto\"'\n" +
 	"\x06Secret\x12\x1d\n" +
-	"\x05value\x18\x01 \x01(\fB\a\x88\xb5\x18\x01\x80\x01\x01R\x05value\"/\n" +
+	"\x05value\x18\x01 \x01(\fB\a\x88\xb5\x18\x01\x80\x01\x01R\x05value\"Z\n" +
 	"\x04Path\x12'\n" +
-	"\x04hops\x18\x01 \x03(\v2\x13.mitogen_mux.v1.HopR\x04hops\"\xa0\x02\n" +
+	"\x04hops\x18\x01 \x03(\v2\x13.mitogen_mux.v1.HopR\x04hops\x12)\n" +
+	"\x10max_interpreters\x18\x02 \x01(\rR\x0fmaxInterpreters\"\xa0\x02\n" +
 	"\x03Hop\x120\n" +
 	"\x03ssh\x18\x01 \x01(\v2\x16.mitogen_mux.v1.SshHopB\x04\x88\xb5\x18\x01H\x00R\x03ssh\x126\n" +
 	"\x05local\x18\x02 \x01(\v2\x18.mitogen_mux.v1.LocalHopB\x04\x88\xb5\x18\x01H\x00R\x05local\x129\n" +
