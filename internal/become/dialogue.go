@@ -56,7 +56,8 @@ const (
 
 // Spec is what the become plugin knows of the tool.
 type Spec struct {
-	Prompt          []byte           // literal; empty if the tool is not expected to ask
+	Prompt          []byte           // literal, at the start of a line; empty if the tool is not expected to ask
+	Anywhere        bool             // nobody but the tool can know the prompt: it is one wherever it stands
 	Patterns        []*regexp.Regexp // for prompts that are translated
 	Success         []byte           // marker, the end of a line on stdout
 	WrongPassword   [][]byte         // texts that mean: refused
@@ -222,7 +223,7 @@ func (d *Dialogue) says(h *heard, texts [][]byte) bool {
 func (d *Dialogue) prompts(ch Channel, c byte) bool {
 	h := &d.heard[ch]
 	if len(d.spec.Prompt) > 0 && bytes.HasSuffix(h.window, d.spec.Prompt) {
-		return true
+		return d.spec.Anywhere || bytes.Equal(lineStart(h.line), d.spec.Prompt)
 	}
 	if c == '\n' {
 		return false // a prompt is an unfinished line
@@ -235,6 +236,14 @@ func (d *Dialogue) prompts(ch Channel, c byte) bool {
 	expected := d.spec.HasPassword || len(d.spec.Prompt) > 0 || len(d.spec.Patterns) > 0
 	return !expected && ch == TTY && unansweredPrompt.Match(h.line)
 }
+
+// lineStart is an unfinished line as people see it: behind the last carriage return, without blanks and colours.
+func lineStart(line []byte) []byte {
+	line = line[bytes.LastIndexByte(line, '\r')+1:]
+	return line[len(paint.Find(line)):]
+}
+
+var paint = regexp.MustCompile(`^(?:\s|\x1b\[[0-9;]*m)*`)
 
 func (d *Dialogue) prompted(ch Channel) Action {
 	h := &d.heard[ch]

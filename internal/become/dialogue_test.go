@@ -33,7 +33,7 @@ func sudoSpec(password bool) Spec {
 		HasPassword:     password,
 	}
 	if password {
-		s.Prompt = []byte(" " + prompt + " ")
+		s.Prompt, s.Anywhere = []byte(" "+prompt+" "), true
 	}
 	return s
 }

@@ -53,6 +53,9 @@ func specOf(b *hop.Become) (become.Spec, error) {
 		Prompt: b.Prompt, Success: b.Success, WrongPassword: b.WrongPassword, MissingPassword: b.MissingPassword,
 		HasPassword: !b.Password.IsZero(),
 	}
+	if id := b.Success[bytes.LastIndexByte(b.Success, '-')+1:]; len(id) > 0 { // made up for this one command
+		spec.Anywhere = bytes.Contains(b.Prompt, id)
+	}
 	for _, p := range b.PromptPatterns {
 		re, err := regexp.Compile("(?i)" + p)
 		if err != nil {
@@ -63,7 +66,8 @@ func specOf(b *hop.Become) (become.Spec, error) {
 	return spec, nil
 }
 
-// dialogueTimeout is the plugin's, with a default that is only there so that nothing hangs.
+// dialogueTimeout is how long a tool may say nothing, as the connection plugin has it, with a default that is only there so that nothing
+// hangs. What it says is bounded by its size: one that talks, and goes on after it has the password, may take its time as under plain Ansible.
 func dialogueTimeout(b *hop.Become) time.Duration {
 	if b.TimeoutSeconds > 0 {
 		return time.Duration(b.TimeoutSeconds) * time.Second
@@ -76,36 +80,46 @@ func secretLine(b *hop.Become) []byte { return append(bytes.Clone(b.Password.Rev
 
 // converse feeds d what the tool says on a spawn stream and does what d answers. It returns what followed the success marker.
 func converse(ctx context.Context, s spawned, b *hop.Become, d *become.Dialogue, asked func()) ([]byte, error) {
-	timed, cancel := context.WithTimeoutCause(ctx, dialogueTimeout(b), errDialogue)
-	defer cancel()
 	for {
-		actions, err := listen(timed, s, d)
-		if err != nil {
-			if errors.Is(context.Cause(timed), errDialogue) {
-				if f, ok := d.Timeout().(become.Fail); ok {
-					return nil, refusal(f, b)
-				}
+		timed, cancel := context.WithTimeoutCause(ctx, dialogueTimeout(b), errDialogue)
+		rest, over, err := answer(timed, s, b, d, asked)
+		cancel()
+		if err != nil && errors.Is(context.Cause(timed), errDialogue) {
+			if f, ok := d.Timeout().(become.Fail); ok {
+				err = refusal(f, b)
 			}
-			return nil, err
 		}
-		for _, a := range actions {
-			switch a := a.(type) {
-			case become.SendPassword:
-				asked()
-				send := s.Send
-				if a.TTY {
-					send = s.SendTTY
-				}
-				if err := send(timed, secretLine(b)); err != nil {
-					return nil, err
-				}
-			case become.Done:
-				return a.Rest, nil
-			case become.Fail:
-				return nil, refusal(a, b)
-			}
+		if err != nil || over {
+			return rest, err
 		}
 	}
+}
+
+// answer waits for the next thing that the tool says and does what d answers. It reports whether the command runs, and what followed the
+// success marker then.
+func answer(ctx context.Context, s spawned, b *hop.Become, d *become.Dialogue, asked func()) (rest []byte, over bool, err error) {
+	actions, err := listen(ctx, s, d)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, a := range actions {
+		switch a := a.(type) {
+		case become.SendPassword:
+			asked()
+			send := s.Send
+			if a.TTY {
+				send = s.SendTTY
+			}
+			if err := send(ctx, secretLine(b)); err != nil {
+				return nil, false, err
+			}
+		case become.Done:
+			return a.Rest, true, nil
+		case become.Fail:
+			return nil, false, refusal(a, b)
+		}
+	}
+	return nil, false, nil
 }
 
 // listen waits for the next thing that the tool says.

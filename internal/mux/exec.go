@@ -3,9 +3,9 @@ package mux
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/become"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
@@ -26,7 +26,11 @@ func becomeProcess(ctx context.Context, p Process, b *hop.Become) (Process, erro
 		_ = p.Close()
 		return nil, &fault.Error{Kind: fault.Unsupported, Message: "cannot use a prompt pattern of the become plugin", Cause: err}
 	}
-	e := &escalation{Process: p, hop: b, dialogue: become.New(spec), over: make(chan struct{}), failed: make(chan struct{})}
+	e := &escalation{
+		Process: p, hop: b, dialogue: become.New(spec), over: make(chan struct{}), failed: make(chan struct{}),
+		patience: time.NewTimer(dialogueTimeout(b)),
+	}
+	defer e.patience.Stop()
 	e.stderr, e.stderrWriter = io.Pipe()
 	e.pump(become.Stdout, p.Read)
 	e.pump(become.Stderr, p.Stderr().Read)
@@ -51,6 +55,7 @@ type escalation struct {
 	stderrWriter *io.PipeWriter
 	pumps        sync.WaitGroup
 	speaking     sync.WaitGroup // the pumps of stdout and stderr, until the dialogue is over
+	patience     *time.Timer    // starts anew whenever the tool says something
 
 	mu       sync.Mutex
 	dialogue *become.Dialogue
@@ -107,6 +112,7 @@ func (e *escalation) hear(ch become.Channel, p []byte) bool {
 	if e.isOver() {
 		return false
 	}
+	e.patience.Reset(dialogueTimeout(e.hop))
 	for _, a := range e.dialogue.Feed(ch, p) {
 		switch a := a.(type) {
 		case become.SendPassword:
@@ -158,8 +164,6 @@ func (e *escalation) handOn(p []byte) bool {
 
 // wait waits for the end of the dialogue: the marker, a refusal, the tool's exit or the time.
 func (e *escalation) wait(ctx context.Context) error {
-	timed, cancel := context.WithTimeoutCause(ctx, dialogueTimeout(e.hop), errDialogue)
-	defer cancel()
 	silent := make(chan struct{})
 	e.pumps.Add(1)
 	go func() {
@@ -178,13 +182,14 @@ func (e *escalation) wait(ctx context.Context) error {
 		default:
 		}
 		return e.exited()
-	case <-timed.Done():
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-e.patience.C:
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if f, ok := e.dialogue.Timeout().(become.Fail); ok && errors.Is(context.Cause(timed), errDialogue) {
+		if f, ok := e.dialogue.Timeout().(become.Fail); ok {
 			return refusal(f, e.hop)
 		}
-		return context.Cause(timed)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -488,7 +488,7 @@ type BecomeHop struct {
 	Success         []byte   `protobuf:"bytes,9,opt,name=success,proto3" json:"success,omitempty"`                                         // success marker, printed by the command on its stdout
 	WrongPassword   [][]byte `protobuf:"bytes,10,rep,name=wrong_password,json=wrongPassword,proto3" json:"wrong_password,omitempty"`       // texts that mean: the password was refused
 	MissingPassword [][]byte `protobuf:"bytes,11,rep,name=missing_password,json=missingPassword,proto3" json:"missing_password,omitempty"` // texts that mean: a password is needed
-	TimeoutSeconds  uint32   `protobuf:"varint,12,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`   // for the whole dialogue
+	TimeoutSeconds  uint32   `protobuf:"varint,12,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`   // that the tool may say nothing
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
