@@ -351,7 +351,7 @@ def stock(in_data: bytes | None) -> bytes | None:
 def tool_failed(error: RpcError) -> Result:
     """The become tool itself refused: what the plain way gives is its text and a failed command."""
     text = (error.detail.stderr or error.detail.message if error.detail else error.message).rstrip('\n') + '\n'
-    return 127 if 'not found' in text else 1, b'', to_bytes(text)
+    return (error.detail.exit_code if error.detail else 0) or 1, b'', to_bytes(text)
 
 
 def umask() -> int:

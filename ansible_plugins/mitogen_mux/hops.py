@@ -17,6 +17,7 @@ from ansible import constants as C
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.utils.path import unfrackpath
 
+from . import flags
 from .v1 import path_pb2
 
 
@@ -110,6 +111,7 @@ def become(connection: t.Any, interpreter: str = '', stage1: str = '', agent_nam
         timeout_seconds=_become_timeout(connection),
     )
     _secret(hop.password, password)
+    flags.warn(hop.method, hop.flags, bool(hop.user), bool(password))
     if isinstance(plugin.prompt, (str, bytes)):
         hop.prompt = to_bytes(plugin.prompt)
     elif plugin.prompt:

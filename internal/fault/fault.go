@@ -50,6 +50,7 @@ type Error struct {
 	Stderr  string // Clean()ed tail of what the far side said
 	Token   []byte // LocalAgentWanted
 	Step    int    // index of the failed step; set by internal/server
+	Exit    int    // BecomeFailed: the tool's exit code, 0 if it has none
 	Cause   error
 }
 

@@ -150,7 +150,7 @@ func ended(r *agent.Result, d *become.Dialogue) ([]become.Action, error) {
 	if r.Failed {
 		e := &fault.Error{Kind: fault.BecomeFailed, Message: "cannot start the become tool", Stderr: fault.Clean([]byte(r.Text))}
 		if r.Failure == agent.FailNotFound {
-			e.Hint = toolHint
+			e.Hint, e.Exit = toolHint, 127
 		}
 		return nil, e
 	}
@@ -168,6 +168,7 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 	if prompt := bytes.TrimSpace(b.Prompt); len(prompt) > 0 { // Ansible's own words, not the tool's
 		text = bytes.ReplaceAll(text, prompt, nil)
 	}
+	text = bytes.ReplaceAll(text, []byte(agent.Stage1()), []byte("...")) // of a command that the tool names
 	e := &fault.Error{Stderr: fault.Clean(text)}
 	switch f.Reason {
 	case become.PasswordRequired:
@@ -184,6 +185,7 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 		e.Kind, e.Message = fault.BecomeFailed, b.Method+" refused"
 		if f.Code >= 0 {
 			e.Message += " (exit code " + strconv.Itoa(f.Code) + ")"
+			e.Exit = f.Code
 		}
 		if missing(f.Code) {
 			e.Message, e.Hint = "cannot start "+b.Method, toolHint

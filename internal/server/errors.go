@@ -67,15 +67,16 @@ func statusOf(ctx context.Context, host string, err error) error {
 		}
 	}
 	detail := &muxv1.Error{
-		Kind:    muxv1.Error_Kind(e.Kind),
-		Host:    text(host),
-		Hop:     uint32(max(0, e.Hop)),
-		HopName: text(e.HopName),
-		Message: text(messageOf(e)),
-		Hint:    text(e.Hint),
-		Stderr:  fault.Clean([]byte(e.Stderr)),
-		Token:   e.Token,
-		Step:    uint32(max(0, e.Step)),
+		Kind:     muxv1.Error_Kind(e.Kind),
+		Host:     text(host),
+		Hop:      uint32(max(0, e.Hop)),
+		HopName:  text(e.HopName),
+		Message:  text(messageOf(e)),
+		Hint:     text(e.Hint),
+		Stderr:   fault.Clean([]byte(e.Stderr)),
+		Token:    e.Token,
+		Step:     uint32(max(0, e.Step)),
+		ExitCode: uint32(max(0, e.Exit)),
 	}
 	code, ok := statusCodes[e.Kind]
 	if !ok {
@@ -128,6 +129,7 @@ func FaultOf(err error) *fault.Error {
 				Stderr:  e.GetStderr(),
 				Token:   e.GetToken(),
 				Step:    int(e.GetStep()),
+				Exit:    int(e.GetExitCode()),
 			}
 		}
 	}

@@ -35,7 +35,7 @@ func TestErrorRoundTrip(t *testing.T) {
 	for number, name := range muxv1.Error_Kind_name {
 		sent := &fault.Error{
 			Kind: fault.Kind(number), Hop: 2, HopName: "sudo root", Message: "it is " + name, Hint: "a remedy", Stderr: "words\nof the far side",
-			Token: []byte{0, 1, 255}, Step: 3,
+			Token: []byte{0, 1, 255}, Step: 3, Exit: 7,
 		}
 		err := statusOf(t.Context(), "web1", fmt.Errorf("somewhere: %w", sent))
 		if diff := cmp.Diff(sent, FaultOf(err)); diff != "" {

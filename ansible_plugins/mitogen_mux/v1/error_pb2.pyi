@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Error(_message.Message):
-    __slots__ = ("kind", "host", "hop", "hop_name", "message", "hint", "stderr", "token", "step")
+    __slots__ = ("kind", "host", "hop", "hop_name", "message", "hint", "stderr", "token", "step", "exit_code")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         KIND_UNSPECIFIED: _ClassVar[Error.Kind]
@@ -68,6 +68,7 @@ class Error(_message.Message):
     STDERR_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     kind: Error.Kind
     host: str
     hop: int
@@ -77,7 +78,8 @@ class Error(_message.Message):
     stderr: str
     token: bytes
     step: int
-    def __init__(self, kind: _Optional[_Union[Error.Kind, str]] = ..., host: _Optional[str] = ..., hop: _Optional[int] = ..., hop_name: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., stderr: _Optional[str] = ..., token: _Optional[bytes] = ..., step: _Optional[int] = ...) -> None: ...
+    exit_code: int
+    def __init__(self, kind: _Optional[_Union[Error.Kind, str]] = ..., host: _Optional[str] = ..., hop: _Optional[int] = ..., hop_name: _Optional[str] = ..., message: _Optional[str] = ..., hint: _Optional[str] = ..., stderr: _Optional[str] = ..., token: _Optional[bytes] = ..., step: _Optional[int] = ..., exit_code: _Optional[int] = ...) -> None: ...
 
 class RpcStatus(_message.Message):
     __slots__ = ("code", "message", "details")

@@ -141,14 +141,15 @@ func (Error_Kind) EnumDescriptor() ([]byte, []int) {
 type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          Error_Kind             `protobuf:"varint,1,opt,name=kind,proto3,enum=mitogen_mux.v1.Error_Kind" json:"kind,omitempty"`
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`                      // inventory name
-	Hop           uint32                 `protobuf:"varint,3,opt,name=hop,proto3" json:"hop,omitempty"`                       // index into the path
-	HopName       string                 `protobuf:"bytes,4,opt,name=hop_name,json=hopName,proto3" json:"hop_name,omitempty"` // for people: "ssh deploy@h1:22", "sudo root"
-	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`                // what happened
-	Hint          string                 `protobuf:"bytes,6,opt,name=hint,proto3" json:"hint,omitempty"`                      // the remedy
-	Stderr        string                 `protobuf:"bytes,7,opt,name=stderr,proto3" json:"stderr,omitempty"`                  // cleaned tail of what the far side said
-	Token         []byte                 `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`                    // LOCAL_AGENT_WANTED: what the agent shows when it attaches
-	Step          uint32                 `protobuf:"varint,9,opt,name=step,proto3" json:"step,omitempty"`                     // index of the step that failed
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`                           // inventory name
+	Hop           uint32                 `protobuf:"varint,3,opt,name=hop,proto3" json:"hop,omitempty"`                            // index into the path
+	HopName       string                 `protobuf:"bytes,4,opt,name=hop_name,json=hopName,proto3" json:"hop_name,omitempty"`      // for people: "ssh deploy@h1:22", "sudo root"
+	Message       string                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`                     // what happened
+	Hint          string                 `protobuf:"bytes,6,opt,name=hint,proto3" json:"hint,omitempty"`                           // the remedy
+	Stderr        string                 `protobuf:"bytes,7,opt,name=stderr,proto3" json:"stderr,omitempty"`                       // cleaned tail of what the far side said
+	Token         []byte                 `protobuf:"bytes,8,opt,name=token,proto3" json:"token,omitempty"`                         // LOCAL_AGENT_WANTED: what the agent shows when it attaches
+	Step          uint32                 `protobuf:"varint,9,opt,name=step,proto3" json:"step,omitempty"`                          // index of the step that failed
+	ExitCode      uint32                 `protobuf:"varint,10,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"` // BECOME_FAILED: the tool's own, 0 if it has none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +247,13 @@ func (x *Error) GetStep() uint32 {
 	return 0
 }
 
+func (x *Error) GetExitCode() uint32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
 // RpcStatus has the layout of google.rpc.Status, which is what grpc-status-details-bin carries, so that the plugins need no
 // further package to read it.
 type RpcStatus struct {
@@ -312,7 +320,7 @@ var File_mitogen_mux_v1_error_proto protoreflect.FileDescriptor
 
 const file_mitogen_mux_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1amitogen_mux/v1/error.proto\x12\x0emitogen_mux.v1\x1a\x19google/protobuf/any.proto\"\xbf\x05\n" +
+	"\x1amitogen_mux/v1/error.proto\x12\x0emitogen_mux.v1\x1a\x19google/protobuf/any.proto\"\xdc\x05\n" +
 	"\x05Error\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.mitogen_mux.v1.Error.KindR\x04kind\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
@@ -322,7 +330,9 @@ const file_mitogen_mux_v1_error_proto_rawDesc = "" +
 	"\x04hint\x18\x06 \x01(\tR\x04hint\x12\x16\n" +
 	"\x06stderr\x18\a \x01(\tR\x06stderr\x12\x14\n" +
 	"\x05token\x18\b \x01(\fR\x05token\x12\x12\n" +
-	"\x04step\x18\t \x01(\rR\x04step\"\xd4\x03\n" +
+	"\x04step\x18\t \x01(\rR\x04step\x12\x1b\n" +
+	"\texit_code\x18\n" +
+	" \x01(\rR\bexitCode\"\xd4\x03\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vUNREACHABLE\x10\x01\x12\x0f\n" +
