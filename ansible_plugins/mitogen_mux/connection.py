@@ -273,14 +273,14 @@ class MuxConnection(errands.Carrier):
         """Runs a command line as the plain plugin would."""
         raise NotImplementedError
 
-    def mux_steps(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], body: bytes | None = None) -> list[Result]:
-        """Runs steps on a node; ``body`` is the input of the first. Errors are those of Ansible."""
+    def mux_steps(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], body: bytes | None = None, tty: bool = False) -> list[Result]:
+        """Runs steps on a node; ``body`` is the input of the first, which may have a terminal. Errors are those of Ansible."""
         try:
             answers = self._mux_run(path, steps, {0: body} if body else {})
             return t.cast('list[Result]', answers)
         except RpcError as error:
             if self._mux_refused(error):
-                return [tool_failed(error)]
+                return [tool_failed(error, tty)]
             raise self._mux_error(error) from None
 
     def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], bodies: dict[int, bytes]) -> list[Result | None]:
@@ -348,10 +348,11 @@ def stock(in_data: bytes | None) -> bytes | None:
     return in_data.stock() if isinstance(in_data, payload.Token) else in_data
 
 
-def tool_failed(error: RpcError) -> Result:
-    """The become tool itself refused: what the plain way gives is its text and a failed command."""
+def tool_failed(error: RpcError, tty: bool = False) -> Result:
+    """The become tool itself refused: what the plain way gives is its text, where it would have said it, and a failed command."""
     text = (error.detail.stderr or error.detail.message if error.detail else error.message).rstrip('\n') + '\n'
-    return (error.detail.exit_code if error.detail else 0) or 1, b'', to_bytes(text)
+    code = (error.detail.exit_code if error.detail else 0) or 1
+    return (code, to_bytes(text.replace('\n', '\r\n')), b'') if tty else (code, b'', to_bytes(text))
 
 
 def umask() -> int:

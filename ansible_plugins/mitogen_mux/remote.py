@@ -111,7 +111,7 @@ class RemoteConnection(connection.MuxConnection):
         command = jobs_pb2.Command(argv=argv, plain=to_bytes(plain), has_body=bool(in_data), tty=tty, remember=self._mux_remembers)
         if self._mux_discovery and not in_data:
             command.discovery.CopyFrom(self._mux_discovery)
-        rc, stdout, stderr = self.mux_steps(path, [jobs_pb2.Step(command=command)], in_data)[0]
+        rc, stdout, stderr = self.mux_steps(path, [jobs_pb2.Step(command=command)], in_data, tty)[0]
         if tty:
             stderr += self._mux_farewell()
         return rc, stdout, stderr

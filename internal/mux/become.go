@@ -47,6 +47,9 @@ func (t *Tree) startByBecome(ctx context.Context, n *node) (peer, error) {
 	return link, nil
 }
 
+// caseless begins the expression of every prompt.
+const caseless = "(?i)"
+
 // specOf is what the become plugin said, for the dialogue.
 func specOf(b *hop.Become) (become.Spec, error) {
 	spec := become.Spec{
@@ -57,7 +60,7 @@ func specOf(b *hop.Become) (become.Spec, error) {
 		spec.Anywhere = bytes.Contains(b.Prompt, id)
 	}
 	for _, p := range b.PromptPatterns {
-		re, err := regexp.Compile("(?i)" + p)
+		re, err := regexp.Compile(caseless + p)
 		if err != nil {
 			return become.Spec{}, err
 		}
@@ -167,6 +170,13 @@ func refusal(f become.Fail, b *hop.Become) *fault.Error {
 	}
 	if prompt := bytes.TrimSpace(b.Prompt); len(prompt) > 0 { // Ansible's own words, not the tool's
 		text = bytes.ReplaceAll(text, prompt, nil)
+	}
+	if f.Reason == become.ToolRefused { // which becomes the task's own output
+		for _, p := range b.PromptPatterns {
+			if re, err := regexp.Compile(caseless + "(?:" + p + ") ?"); err == nil {
+				text = re.ReplaceAll(text, nil)
+			}
+		}
 	}
 	text = bytes.ReplaceAll(text, []byte(agent.Stage1()), []byte("...")) // of a command that the tool names
 	e := &fault.Error{Stderr: fault.Clean(text)}

@@ -77,7 +77,8 @@ def test_accounts_of_one_machine_are_hosts(through: str, fresh: Site) -> None:
 
 @pytest.mark.tier("smoke")
 def test_a_chain_of_everything(fresh: Site) -> None:
-    """SSH, sudo, a folder with a system in it, su, SSH again and sudo again: each task is one round trip, on every link of the chain."""
+    """SSH, sudo, a folder with a system in it, su, SSH again and sudo again: each task is one round trip on every link of the chain, and costs each what
+    it costs where there is but one."""
     inside = fresh.base / "inside"
     inside.mkdir()
     script = f"mount --rbind / {inside}\nmount -t tmpfs none {inside}/mnt\necho inside >{inside}/mnt/where"
@@ -103,16 +104,28 @@ def test_a_chain_of_everything(fresh: Site) -> None:
         names = [n["name"] for n in fresh.status()["nodes"]]
         assert sum(name.startswith("ssh ") for name in names) == 4, names  # two connections, an agent on each
 
-        def trips(tasks: int) -> dict[str, int]:
-            before = {n["id"]: int(n["round_trips"]) for n in fresh.status()["nodes"]}
-            done = fresh.play(LINEAR, inventory, play(*[task] * tasks, hosts="deep"))
+        def costs(tasks: int, host: str) -> dict[str, dict[str, int]]:
+            """Of each link that had to do with the tasks: round trips, bytes down and up."""
+            before = {n["id"]: n for n in fresh.status()["nodes"]}
+            done = fresh.play(LINEAR, inventory, play(*[task] * tasks, hosts=host))
             assert done.rc == 0, done.said()
-            return {n["name"] + n["id"]: int(n["round_trips"]) - before[n["id"]] for n in fresh.status()["nodes"]}
+            count = lambda n: {what: int(n[what]) - int(before[n["id"]][what]) for what in ("round_trips", "sent_bytes", "received_bytes")}
+            return {f"{n['name']} {n['id']}": found for n in fresh.status()["nodes"] if (found := count(n))["round_trips"]}
 
-        few, many = trips(2), trips(12)
-        deep = [name for name in few if name.startswith("sudo root")]
-        assert {many[name] - few[name] for name in deep} <= {0, 10}, (few, many)
-        assert max(many[name] - few[name] for name in many) == 10, (few, many)
+        def costs_of_ten(host: str) -> dict[str, dict[str, int]]:
+            few, many = costs(2, host), costs(12, host)
+            assert list(few) == list(many), (few, many)
+            return {name: {what: many[name][what] - few[name][what] for what in few[name]} for name in few}
+
+        costs(1, "root")  # its first use brings the module
+        near, deep = costs_of_ten("root"), costs_of_ten("deep")
+        assert [name.split()[0] for name in deep] == ["ssh", "sudo", "chroot", "su", "ssh", "sudo"]
+        assert {cost["round_trips"] for cost in (*near.values(), *deep.values())} == {10}, (near, deep)
+        # Each hop costs what one hop costs, and for each task a frame's header: what is inside belongs to the next one. SSH adds its own.
+        one, links = list(near.values())[-1], list(deep.values())
+        for cost, behind, header, chance in zip(links, [*links[1:], one], (9, 9, 9, 100, 9, 0), (9, 9, 9, 20, 9, 10)):
+            assert 0 <= cost["sent_bytes"] - behind["sent_bytes"] <= 10 * header, (near, deep)
+            assert cost["received_bytes"] - behind["received_bytes"] <= 10 * (header + chance), (near, deep)  # an answer may come in two pieces
     finally:
         outer.stop()
 
