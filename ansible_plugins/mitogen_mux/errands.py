@@ -25,6 +25,19 @@ Result = tuple[int, bytes, bytes]
 
 _FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
 
+_NO_WAY = (
+    error_pb2.Error.INTERPRETER_MISSING,
+    error_pb2.Error.BECOME_PASSWORD_REQUIRED,
+    error_pb2.Error.BECOME_PASSWORD_WRONG,
+    error_pb2.Error.BECOME_TIMEOUT,
+    error_pb2.Error.BECOME_FAILED,
+)
+
+
+class _NoWay(Exception):
+    """There is no agent of that account."""
+
+
 _LEAVE_IT = frozenset(os.path.join(compat.CORE_ROOT, 'ansible', 'modules', f'{name}.py') for name in ('copy', 'file', 'slurp', 'stat'))
 """Modules of the core that use their action's folder only for what was put there."""
 
@@ -225,20 +238,33 @@ class Carrier:
             folder.explain(error.message)
         folder.forget_files()
 
-    def mux_run_errands(self) -> None:
-        """Does at once what waits, as the plain way would have done it."""
+    def mux_run_errands(self, ways: t.Iterable[t.Callable[[], path_pb2.Path]] = ()) -> None:
+        """Does at once what waits: as the account that the first of ``ways`` leads to, or else as the plain way would have done it."""
         folder = self._mux_folder
         if folder is None or (folder.at is not None and not folder.files):
             return
-        path = folder.at or self.mux_path()
-        errand = Errand(folder, path)
-        try:
-            answers = self._mux_run(path, errand.steps, errand.bodies)
-        except RpcError as error:
-            self._mux_errand_failed(errand, error)
-            raise self._mux_error(error) from None
+        for way in () if folder.at else ways:
+            path = way()
+            errand = Errand(folder, path)
+            with contextlib.suppress(_NoWay):
+                answers = self._mux_run_errand(errand, path, _NO_WAY)
+                break
+        else:
+            path = folder.at or self.mux_path()
+            errand = Errand(folder, path)
+            answers = self._mux_run_errand(errand, path)
         fixes = folder.fixes if folder.foreign and len(path.hops) == folder.depth else []
         errand.last = []
         self._mux_errand_done(errand, answers)
         for fix in fixes:
             fix()
+
+    def _mux_run_errand(self, errand: Errand, path: path_pb2.Path, other: t.Container[int] = ()) -> list[Result | None]:
+        """Raises _NoWay for the kinds of ``other``: nothing was done then."""
+        try:
+            return self._mux_run(path, errand.steps, errand.bodies)
+        except RpcError as error:
+            if error.kind in other:
+                raise _NoWay from None
+            self._mux_errand_failed(errand, error)
+            raise self._mux_error(error) from None

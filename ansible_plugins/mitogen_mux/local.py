@@ -63,12 +63,12 @@ class LocalConnection(connection.MuxConnection):
         self.mux_run_errands()
         return super().fetch_file(in_path, out_path)  # type: ignore[misc]
 
-    def mux_run_errands(self) -> None:
+    def mux_run_errands(self, ways: t.Iterable[t.Callable[[], path_pb2.Path]] = ()) -> None:
         folder = self._mux_folder
         if folder is not None and (folder.at is None or len(folder.at.hops) == 1):
             folder.run_here()
             folder.at = self.mux_path()
-        super().mux_run_errands()
+        super().mux_run_errands(ways)
 
     def mux_remove(self) -> None:
         if self._mux_folder is not None and not self._mux_folder.foreign:

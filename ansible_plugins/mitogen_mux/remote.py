@@ -97,9 +97,9 @@ class RemoteConnection(connection.MuxConnection):
         return answer
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> connection.Result:
-        if self._mux_folder and (self._mux_folder.files or self._mux_folder.path in cmd):
-            self.mux_run_errands()
         escalation = self._mux_become(cmd)
+        if self._mux_folder and (self._mux_folder.files or self._mux_folder.path in cmd):
+            self.mux_run_errands(self._mux_owners() if escalation and self._mux_folder.foreign else ())
         if escalation is None:
             plain, path = self.mux_plain(cmd)
             argv = self.mux_argv(cmd)
@@ -115,6 +115,19 @@ class RemoteConnection(connection.MuxConnection):
         if tty:
             stderr += self._mux_farewell()
         return rc, stdout, stderr
+
+    def _mux_owners(self) -> t.Iterator[t.Callable[[], path_pb2.Path]]:
+        """The ways to the account that a folder is for, which cannot read what the login account writes: to an agent that is there, or to a new
+        one."""
+        run = connection.session()
+        for python in ('', via.ANY_PYTHON):
+
+            def way(python: str = python) -> path_pb2.Path:
+                path = self.mux_path(python or self.mux_needed)
+                path.hops.append(hops.become(self, python, run.attach.stage1, run.attach.agent_name))
+                return path
+
+            yield way
 
     def mux_plain(self, cmd: str) -> tuple[str, path_pb2.Path]:
         """A command line for where the account has no agent, and the path to that account."""

@@ -128,6 +128,34 @@ def test_a_writer_is_seen(stage: Site, tmp_path: Path) -> None:
     assert any(f"{stage.work}/seen/other" in line for line in writes(stage, tmp_path, [touch]))
 
 
+@pytest.mark.tier("matrix")
+def test_between_unprivileged_accounts_nothing_is_for_others_to_read(stage: Site, tmp_path: Path) -> None:
+    """No access list, and nothing that the world may read: what is on its way is in a folder of its account alone."""
+    if stage.version() < (2, 17):
+        pytest.skip("the module copy of 2.16 takes access lists off a file, and would show that there were none")
+    stage.clean(["between"])
+    place = f"{stage.work}/between"
+    tasks = [
+        {"script": str(runs.CASES / "files" / "report.sh")},  # also as the first thing that the account does
+        {"copy": {"content": "theirs", "dest": f"{place}/copy", "mode": "0600"}},
+        {"template": {"src": str(runs.CASES / "templates" / "people.j2"), "dest": f"{place}/template", "mode": "0600"}, "vars": {"people": []}},
+        {"script": str(runs.CASES / "files" / "report.sh")},
+        {"command": "id -un"},
+    ]
+    other = {"become": True, "become_user": stage.accounts[2].name}
+    wrote = writes(stage, tmp_path, [{**task, **other} for task in tasks])
+    home = stage.accounts[2].home
+    assert {p.name: (p.owner(), oct(p.stat().st_mode & 0o777)) for p in Path(place).iterdir()} == dict.fromkeys(
+        ("copy", "template"), (stage.accounts[2].name, "0o600")
+    )
+    private = re.compile(r"/var/tmp/ansible-tmp-[^/\"]+[/\"]")
+    assert len([line for line in wrote if "mkdir" in line]) == 4, "\n".join(wrote)  # a folder for each, which only its account can enter
+    for line in wrote:
+        assert place in line or private.search(line), "\n".join(wrote)
+        assert "mkdir" not in line or line.endswith(", 0700) = 0"), "\n".join(wrote)
+        assert "setxattr" not in line, "\n".join(wrote)
+
+
 def below_login(traced: dict[int, str]) -> set[int]:
     """The processes that are not sshd any more (from the login shell on), sudo's own book-keeping aside."""
     found: set[int] = set()
