@@ -249,7 +249,9 @@ var places = map[string]struct {
 	"an account behind another": {
 		evil: "a", path: hop.Path{sshHop("h1", "py"), becomeHop("b", "py"), becomeHop("a", "py")}, level: 2, name: "sudo a",
 		other: []hop.Path{
-			{sshHop("h1", "py")}, {sshHop("h1", "py"), becomeHop("b", "py")}, {sshHop("h1", "py"), becomeHop("b", "py"), becomeHop("c", "py")},
+			{sshHop("h1", "py")},
+			{sshHop("h1", "py"), becomeHop("b", "py")},
+			{sshHop("h1", "py"), becomeHop("b", "py"), becomeHop("c", "py")},
 			{sshHop("h2", "py")},
 		},
 	},

@@ -34,12 +34,12 @@ type slowTool struct {
 	reads  [3]*io.PipeReader
 	exited chan struct{}
 	dead   context.Context
-	kill   context.CancelFunc
+	kill   context.CancelCauseFunc
 }
 
 func newSlowTool(script []line) *slowTool {
 	s := &slowTool{script: make(chan line, len(script)), exited: make(chan struct{})}
-	s.dead, s.kill = context.WithCancel(context.Background())
+	s.dead, s.kill = context.WithCancelCause(context.Background())
 	for _, l := range script {
 		s.script <- l
 	}
@@ -137,7 +137,7 @@ func (p slowProcess) Wait() (int, error) {
 }
 
 func (p slowProcess) Close() error {
-	p.kill()
+	p.kill(errors.New("closed"))
 	for _, r := range p.reads {
 		_ = r.CloseWithError(errors.New("closed"))
 	}

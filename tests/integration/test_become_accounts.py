@@ -156,9 +156,7 @@ def test_rules_of_sudo(fresh: Site, sudoers: Path) -> None:
         harness.quiet("chpasswd", stdin="".join(f"{user}:{PASSWORD}\n" for user in names))
         sudoers.write_text("".join(rule.text.format(u=accounts[name], o=fresh.accounts[1].name) + "\n" for name, rule in RULES.items()))
         sudoers.chmod(0o440)
-        hosts = {
-            name: {"ansible_user": accounts[name], **({"ansible_become_password": PASSWORD} if rule.password else {})} for name, rule in RULES.items()
-        }
+        hosts = {name: {"ansible_user": accounts[name], **({"ansible_become_password": PASSWORD} if rule.password else {})} for name, rule in RULES.items()}
         plain, ours = both(fresh, hosts, [TASKS["again"], TASKS["copy"]])
     for name, rule in RULES.items():
         assert outcomes(ours, name) == outcomes(plain, name) or rule.better, plain.said() + ours.said()

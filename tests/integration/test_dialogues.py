@@ -38,14 +38,18 @@ TOOLS = {
     "never asks": Tool("sleep 30", "timeout", "Timeout (4s) waiting for privilege escalation prompt"),
     "asks for something else": Tool('printf "Verification code: " >&2; sleep 30', "timeout", "Timeout (4s) waiting for privilege escalation prompt"),
     "works, and says so": Tool('for n in 1 2 3 4 5 6; do echo "still thinking $n" >&2; sleep 1; done; ask; check && run "$@"'),
-    "lectures": Tool('echo; echo "We trust you have received the usual lecture. Your password: is yours."; echo) >&2; ask; check && run "$@"'.replace("echo;", "(echo;", 1)),
+    "lectures": Tool(
+        'echo; echo "We trust you have received the usual lecture. Your password: is yours."; echo) >&2; ask; check && run "$@"'.replace("echo;", "(echo;", 1)
+    ),
     "stops in the middle of its prompt": Tool('printf %s "${asks%word:}" >&2; sleep 2; printf word: >&2; IFS= read -r given; check && run "$@"'),
     "refuses the password": Tool('ask; check || { ask; exit 1; }', "failed", "Incorrect sudo password", "another"),
     "asks again without a word": Tool("ask; echo >&2; ask; exit 1", "failed", "Incorrect sudo password"),
     "wants a password": Tool('echo "sudo: a password is required" >&2; exit 1', "failed", "Missing sudo password", None),
     "does not know us": Tool('ask; echo "bob is not in the sudoers file." >&2; exit 1', "failed"),
     "ends without a word": Tool("ask; exit 7", "failed"),
-    "runs what looks like a tool": Tool('ask; check && run "$@"', command='echo "[sudo via ansible, key=x] password:"; echo "Sorry, try again."; echo Password: >&2'),
+    "runs what looks like a tool": Tool(
+        'ask; check && run "$@"', command='echo "[sudo via ansible, key=x] password:"; echo "Sorry, try again."; echo Password: >&2'
+    ),
 }
 
 

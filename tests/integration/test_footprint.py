@@ -144,7 +144,6 @@ def test_between_unprivileged_accounts_nothing_is_for_others_to_read(stage: Site
     ]
     other = {"become": True, "become_user": stage.accounts[2].name}
     wrote = writes(stage, tmp_path, [{**task, **other} for task in tasks])
-    home = stage.accounts[2].home
     assert {p.name: (p.owner(), oct(p.stat().st_mode & 0o777)) for p in Path(place).iterdir()} == dict.fromkeys(
         ("copy", "template"), (stage.accounts[2].name, "0o600")
     )

@@ -109,8 +109,9 @@ def test_a_chain_of_everything(fresh: Site) -> None:
             before = {n["id"]: n for n in fresh.status()["nodes"]}
             done = fresh.play(LINEAR, inventory, play(*[task] * tasks, hosts=host))
             assert done.rc == 0, done.said()
-            count = lambda n: {what: int(n[what]) - int(before[n["id"]][what]) for what in ("round_trips", "sent_bytes", "received_bytes")}
-            return {f"{n['name']} {n['id']}": found for n in fresh.status()["nodes"] if (found := count(n))["round_trips"]}
+            counts = ("round_trips", "sent_bytes", "received_bytes")
+            found = {f"{n['name']} {n['id']}": {what: int(n[what]) - int(before[n["id"]][what]) for what in counts} for n in fresh.status()["nodes"]}
+            return {name: cost for name, cost in found.items() if cost["round_trips"]}
 
         def costs_of_ten(host: str) -> dict[str, dict[str, int]]:
             few, many = costs(2, host), costs(12, host)
