@@ -352,7 +352,9 @@ def tool_failed(error: RpcError, tty: bool = False) -> Result:
     """The become tool itself refused: what the plain way gives is its text, where it would have said it, and a failed command."""
     text = (error.detail.stderr or error.detail.message if error.detail else error.message).rstrip('\n') + '\n'
     code = (error.detail.exit_code if error.detail else 0) or 1
-    return (code, to_bytes(text.replace('\n', '\r\n')), b'') if tty else (code, b'', to_bytes(text))
+    if tty and error.detail and error.detail.stderr:
+        return code, to_bytes(text.replace('\n', '\r\n')), b''
+    return code, b'', to_bytes(text)
 
 
 def umask() -> int:

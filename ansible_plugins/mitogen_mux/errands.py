@@ -25,13 +25,8 @@ Result = tuple[int, bytes, bytes]
 
 _FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
 
-_NO_WAY = (
-    error_pb2.Error.INTERPRETER_MISSING,
-    error_pb2.Error.BECOME_PASSWORD_REQUIRED,
-    error_pb2.Error.BECOME_PASSWORD_WRONG,
-    error_pb2.Error.BECOME_TIMEOUT,
-    error_pb2.Error.BECOME_FAILED,
-)
+_NO_WAY = (error_pb2.Error.INTERPRETER_MISSING, error_pb2.Error.BECOME_FAILED)
+"""Where there is no agent to be had, the plain way may do without, or says why it cannot."""
 
 
 class _NoWay(Exception):

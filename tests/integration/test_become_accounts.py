@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def outcomes(run: Run, host: str) -> list[tuple[str, object, object]]:
     """What cannot differ. On raw's terminal a tool's words are mixed into the output, and we run the tool once for all tasks: there the end counts."""
     found = []
     for status, result in run.results(host):
-        out = result.get("stdout", "")
+        out = re.sub("ansible-moduletmp-.*", "<folder of the module>", result.get("stdout", ""))
         found.append((status, result.get("rc"), out.strip().splitlines()[-2:] if out.endswith("\r\n") else out))
     return found
 
