@@ -43,14 +43,17 @@ def outcomes(run: Run, host: str) -> list[tuple[str, object, object]]:
     found = []
     for status, result in run.results(host):
         out = re.sub("ansible-moduletmp-.*", "<folder of the module>", result.get("stdout", ""))
-        found.append((status, result.get("rc"), out.strip().splitlines()[-2:] if out.endswith("\r\n") else out))
+        found.append((status, result.get("rc"), out if "\n" in out and "\r" not in out else out.split()[-2:]))
     return found
 
 
 def both(site: Site, hosts: dict[str, dict[str, Any]], tasks: list[dict[str, Any]], env: dict[str, str] | None = None) -> tuple[Run, Run]:
     """Hosts are the login account, unless they say something else."""
     playbook = [{"hosts": "all", "gather_facts": False, "become": True, "ignore_errors": True, "ignore_unreachable": True, "tasks": tasks}]
-    plain, ours = (site.play(way, {h: {**site.host_vars(way, site.login), **v} for h, v in hosts.items()}, playbook, env=env) for way in (WAYS["plain"], OURS))
+    args = ["--forks", "1"]  # ssh itself talks when several make its master at the same time
+    plain, ours = (
+        site.play(way, {h: {**site.host_vars(way, site.login), **v} for h, v in hosts.items()}, playbook, args, env) for way in (WAYS["plain"], OURS)
+    )
     return plain, ours
 
 
