@@ -268,7 +268,7 @@ func TestEndsAnywhere(t *testing.T) {
 				var before []byte
 				var over, sent bool
 				check := func() { // of a dialogue like d that ends here
-					if over || len(before) > 4<<10 {
+					if over || len(before) > 1<<10 {
 						return
 					}
 					last := New(c.spec)

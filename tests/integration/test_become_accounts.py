@@ -163,7 +163,9 @@ def test_rules_of_sudo(fresh: Site, sudoers: Path) -> None:
         hosts = {name: {"ansible_user": accounts[name], **({"ansible_become_password": PASSWORD} if rule.password else {})} for name, rule in RULES.items()}
         plain, ours = both(fresh, hosts, [TASKS["again"], TASKS["copy"]])
     for name, rule in RULES.items():
-        assert outcomes(ours, name) == outcomes(plain, name) or rule.better, plain.said() + ours.said()
+        # Where a tool refuses at once, ssh may be gone before plain Ansible has written the module.
+        broken = any("Data could not be sent to remote host" in str(result.get("msg")) for _, result in plain.results(name))
+        assert outcomes(ours, name) == outcomes(plain, name) or rule.better or broken, plain.said() + ours.said()
         for status, result in ours.results(name):
             assert status == ("failed" if rule.says else "ok"), ours.said()
             assert rule.says in result.get("msg", "") + result.get("module_stderr", ""), ours.said()
