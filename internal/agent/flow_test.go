@@ -3,7 +3,6 @@ package agent_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -219,25 +218,21 @@ const bulk = 100 << 20
 // bounded memory.
 func TestBulkUpIsBounded(t *testing.T) {
 	ctx := within(t)
-	var inFlight, most int
+	window, inFlight, most := agent.Window, 0, 0
 	chunk := bytes.Repeat([]byte("x"), agent.MaxPayload)
 	stuck := make(chan struct{})
 	l := agenttest.Link(t, agent.Options{}, func(f *agenttest.Fake) {
 		f.Boot()
 		id, _ := f.Open()
-		credit := agent.Window
 		for sent := 0; sent < bulk; sent += len(chunk) {
-			if credit < len(chunk) && stuck != nil {
+			if window-inFlight < len(chunk) && stuck != nil {
 				close(stuck)
 				stuck = nil
 			}
-			for credit < len(chunk) {
-				n := int(binary.BigEndian.Uint32(f.Expect(agent.TypeCredit).Payload))
-				credit += n
-				inFlight -= n
+			for window-inFlight < len(chunk) {
+				inFlight -= f.Credit(&window)
 			}
 			f.Send(agent.TypeData, id, chunk)
-			credit -= len(chunk)
 			inFlight += len(chunk)
 			most = max(most, inFlight)
 		}
@@ -270,7 +265,7 @@ func TestBulkUpIsBounded(t *testing.T) {
 			}
 		}
 	}
-	if got != bulk || most > agent.Window {
+	if got != bulk || most > window {
 		t.Errorf("received %d; at most %d were under way", got, most)
 	}
 	if st := l.Stats(); st.SentBytes > int64(len(agent.Source()))+4+bulk/(128<<10)*13+200 {
@@ -347,14 +342,14 @@ func TestClosedStreamIsHeardToItsEnd(t *testing.T) {
 		id, _ := f.Open()
 		f.Send(agent.TypeData, id, make([]byte, 1000)) // received
 		f.Expect(agent.TypeCancel)
-		credit := agent.Window - 1000
+		window, inFlight := agent.Window, 1000
 		ping := f.Expect(agent.TypePing)
 		for sent := 0; sent < 4<<20; sent += agent.MaxPayload {
-			for credit < agent.MaxPayload {
-				credit += int(binary.BigEndian.Uint32(f.Expect(agent.TypeCredit).Payload))
+			for window-inFlight < agent.MaxPayload {
+				inFlight -= f.Credit(&window)
 			}
 			f.Send(agent.TypeData, id, make([]byte, agent.MaxPayload))
-			credit -= agent.MaxPayload
+			inFlight += agent.MaxPayload
 		}
 		f.Result(id, agent.Result{Failed: true, Failure: agent.FailCancelled})
 		f.Send(agent.TypePong, 0, ping.Payload)

@@ -3,8 +3,8 @@ package agent
 import "time"
 
 // pace says how many bytes of one direction of a stream may be under way: twice what the way there and back holds by itself. Then the
-// line is never idle, and what else wants to pass waits for no more than that. It learns from how long bytes are under way. The link's
-// mutex guards it.
+// line is never idle, and what else wants to pass waits for no more than that. On a fast line it is what passes in a turn, up to the first
+// window. It learns from how long bytes are under way. The link's mutex guards it.
 type pace struct {
 	limit  int           // bytes
 	least  int           // that the limit may become; 0: it stays what it is
@@ -14,7 +14,11 @@ type pace struct {
 	began  time.Time     // when the round did: the time that it takes for all that is under way to arrive
 	amount int           // bytes of the round
 	left   int           // of them not arrived yet; 0: there is no round
+	rate   float64       // bytes a second that a round has made, the best of late
 }
+
+// turn is how long a process on the way may have to wait for a processor, while those before it and behind it should not.
+const turn = 8 * time.Millisecond
 
 // paces are those of a new stream, down and up. A command's output says when it was made rather than how long it was under way, so it
 // teaches nothing. An agent behind another keeps the pace itself, and is not to be slowed down by the one before it.
@@ -72,6 +76,8 @@ func (p *pace) arrive(n int) {
 	if p.quick == 0 || took < p.quick {
 		p.quick = took
 	}
-	twice := 2 * float64(p.amount) * p.quick.Seconds() / took.Seconds()
-	p.limit = min(max(int(twice)/creditAt*creditAt, p.least), maxWindow)
+	rate := float64(p.amount) / took.Seconds()
+	p.rate = max(rate, p.rate*7/8)
+	limit := max(2*rate*p.quick.Seconds(), min(p.rate*turn.Seconds(), Window))
+	p.limit = min(max(int(limit)/creditAt*creditAt, p.least), maxWindow)
 }

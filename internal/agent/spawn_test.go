@@ -3,7 +3,6 @@ package agent_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"net"
 	"strings"
@@ -92,13 +91,13 @@ func TestSideWordsNeverStall(t *testing.T) {
 	parent := agenttest.Link(t, agent.Options{}, func(f *agenttest.Fake) {
 		f.Boot()
 		id, _ := f.Open()
-		credit := agent.Window
+		window, inFlight := agent.Window, 0
 		say := func(typ agent.FrameType, words []byte) {
-			for credit < len(words) {
-				credit += int(binary.BigEndian.Uint32(f.Expect(agent.TypeCredit).Payload))
+			for window-inFlight < len(words) {
+				inFlight -= f.Credit(&window)
 			}
 			f.Send(typ, id, words)
-			credit -= len(words)
+			inFlight += len(words)
 		}
 		for range 20 { // 5 MiB
 			say(agent.TypeTTY, bytes.Repeat([]byte("e"), agent.MaxPayload))

@@ -105,6 +105,22 @@ func (f *Fake) Expect(t agent.FrameType) agent.Frame {
 	return frame
 }
 
+// Credit waits until more may be sent on a stream: it returns how many bytes the daemon has given back, or widens the window.
+func (f *Fake) Credit(window *int) int {
+	frame := f.Next()
+	switch frame.Type {
+	case agent.TypeCredit:
+		return int(binary.BigEndian.Uint32(frame.Payload))
+	case agent.TypeWindow:
+		*window = int(binary.BigEndian.Uint32(frame.Payload))
+		return 0
+	default:
+		f.t.Errorf("the agent was sent %s where CREDIT or WINDOW comes", frame.Type)
+		runtime.Goexit()
+		return 0
+	}
+}
+
 // Open reads an OPEN.
 func (f *Fake) Open() (uint32, agent.Request) {
 	frame := f.Expect(agent.TypeOpen)
