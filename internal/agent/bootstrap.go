@@ -13,7 +13,8 @@ import (
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
 
-// Conn is the pair of byte streams below a link. Close unblocks Read and Write and their later calls fail.
+// Conn is the pair of byte streams below a link. Close unblocks Read and Write and their later calls fail; what they were given then may
+// still be in use.
 //
 // A Conn may also have Tail() []byte, the last words on the far side's stderr, which then stand in errors; and Detach() error, which
 // is called in place of Close once an agent lives there: it ends our side, and leaves the process to its own end.

@@ -56,7 +56,8 @@ type ExecOptions struct {
 	MakeRoom func()
 }
 
-// Process is a command on a transport. Read is its stdout, Write its stdin; Close ends both and unblocks their callers.
+// Process is a command on a transport. Read is its stdout, Write its stdin; Close ends both and unblocks their callers. What Read or
+// Write was given and failed with may still be in use: nobody else may use it any more.
 type Process interface {
 	io.ReadWriteCloser
 	CloseWrite() error

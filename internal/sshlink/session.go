@@ -234,15 +234,14 @@ func (t *transport) variables() []variable {
 	return all
 }
 
-// process is a command on a transport. Pumps stand between it and the channel, because a channel's own Read and Write end only
-// when the server says so, and Close must not wait for that.
+// process is a command on a transport. Its streams go through pumps, because a channel's own Read and Write end only when the server
+// says so, and Close must not wait for that.
 type process struct {
 	t       *transport
 	ch      ssh.Channel
-	stdin   *io.PipeWriter
-	in      *io.PipeReader // the other end of stdin
-	stdout  *io.PipeReader
-	stderr  *io.PipeReader
+	stdin   *pump
+	stdout  *pump
+	stderr  *pump
 	ended   chan struct{} // the channel is closed: no status follows
 	closing sync.Once
 	closed  chan struct{}
@@ -252,47 +251,38 @@ type process struct {
 
 var _ mux.Process = (*process)(nil)
 
-// Sizes of the pumps' buffers: stdout is the agent's link, stderr rarely says a word.
-const (
-	stdinBuffer  = 32 << 10
-	stdoutBuffer = 32 << 10
-	stderrBuffer = 4 << 10
-)
+// errInputEnds is why a process takes no more input that was given all of it.
+var errInputEnds = errors.New("the input has ended")
 
 func newProcess(t *transport, ch ssh.Channel, requests <-chan *ssh.Request) *process {
-	p := &process{t: t, ch: ch, ended: make(chan struct{}), closed: make(chan struct{})}
-	var out, errs *io.PipeWriter
-	p.in, p.stdin = io.Pipe()
-	p.stdout, out = io.Pipe()
-	p.stderr, errs = io.Pipe()
+	p := &process{
+		t: t, ch: ch, stdin: newPump(), stdout: newPump(), stderr: newPump(),
+		ended: make(chan struct{}), closed: make(chan struct{}),
+	}
 	t.keep(p)
 	t.wg.Go(func() { p.follow(requests) })
 	t.wg.Go(func() {
-		_, err := io.CopyBuffer(onlyWriter{ch}, onlyReader{p.in}, make([]byte, stdinBuffer))
-		if err == nil {
-			err = ch.CloseWrite()
+		p.stdin.run(ch.Write)
+		if p.stdin.err == errInputEnds { //nolint:errorlint // it is that one or another
+			_ = ch.CloseWrite() // a lost connection shows elsewhere
 		}
-		if err == nil {
-			err = io.ErrClosedPipe
-		}
-		_ = p.in.CloseWithError(err)
 	})
-	drain := func(to *io.PipeWriter, from io.Reader, size int) {
-		buf := make([]byte, size)
-		_, err := io.CopyBuffer(onlyWriter{to}, onlyReader{from}, buf)
-		_ = to.CloseWithError(err) // nil is EOF
-		_, _ = io.CopyBuffer(io.Discard, onlyReader{from}, buf)
+	drain := func(to *pump, from io.Reader) {
+		to.run(from.Read)
+		if to.err != io.EOF { //nolint:errorlint // a channel returns it bare
+			_, _ = io.CopyBuffer(io.Discard, onlyReader{from}, make([]byte, drainBuffer))
+		}
 	}
-	t.wg.Go(func() { drain(out, ch, stdoutBuffer) })
-	t.wg.Go(func() { drain(errs, ch.Stderr(), stderrBuffer) })
+	t.wg.Go(func() { drain(p.stdout, ch) })
+	t.wg.Go(func() { drain(p.stderr, ch.Stderr()) })
 	return p
 }
 
-// onlyReader and onlyWriter hide WriterTo and ReaderFrom, so that copies use the buffer they were given.
-type (
-	onlyReader struct{ io.Reader }
-	onlyWriter struct{ io.Writer }
-)
+// drainBuffer is for what nobody reads any more.
+const drainBuffer = 4 << 10
+
+// onlyReader hides WriterTo, so that a copy uses the buffer it was given.
+type onlyReader struct{ io.Reader }
 
 // follow waits for the command's end.
 func (p *process) follow(requests <-chan *ssh.Request) {
@@ -319,21 +309,24 @@ func (p *process) follow(requests <-chan *ssh.Request) {
 		}
 	}
 	p.t.release()
-	_ = p.in.CloseWithError(io.ErrClosedPipe)
+	p.stdin.end(io.ErrClosedPipe)
 	close(p.ended)
 }
 
 // Read implements mux.Process.
-func (p *process) Read(b []byte) (int, error) { return p.stdout.Read(b) }
+func (p *process) Read(b []byte) (int, error) { return p.stdout.move(b) }
 
 // Write implements mux.Process.
-func (p *process) Write(b []byte) (int, error) { return p.stdin.Write(b) }
+func (p *process) Write(b []byte) (int, error) { return p.stdin.move(b) }
 
 // CloseWrite implements mux.Process.
-func (p *process) CloseWrite() error { return p.stdin.Close() }
+func (p *process) CloseWrite() error {
+	p.stdin.end(errInputEnds)
+	return nil
+}
 
 // Stderr implements mux.Process.
-func (p *process) Stderr() io.Reader { return p.stderr }
+func (p *process) Stderr() io.Reader { return readerFunc(p.stderr.move) }
 
 // Wait implements mux.Process.
 func (p *process) Wait() (int, error) {
@@ -365,9 +358,9 @@ const noStatus = 255
 func (p *process) Close() error {
 	p.closing.Do(func() {
 		close(p.closed)
-		_ = p.stdin.CloseWithError(os.ErrClosed)
-		_ = p.stdout.CloseWithError(os.ErrClosed)
-		_ = p.stderr.CloseWithError(os.ErrClosed)
+		for _, one := range []*pump{p.stdin, p.stdout, p.stderr} {
+			one.end(os.ErrClosed)
+		}
 		_ = p.ch.Close()
 		p.t.forget(p)
 	})
