@@ -16,10 +16,13 @@ type Frame struct {
 
 // AppendFrame appends f to b as it goes over the link.
 func AppendFrame(b []byte, f Frame) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(len(f.Payload))) //nolint:gosec // at most MaxPayload
-	b = append(b, byte(f.Type))
-	b = binary.BigEndian.AppendUint32(b, f.Stream)
-	return append(b, f.Payload...)
+	return append(appendHeader(b, f.Type, f.Stream, len(f.Payload)), f.Payload...)
+}
+
+func appendHeader(b []byte, t FrameType, stream uint32, length int) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(length)) //nolint:gosec // at most MaxPayload
+	b = append(b, byte(t))
+	return binary.BigEndian.AppendUint32(b, stream)
 }
 
 // direction is which way a frame goes.
@@ -87,31 +90,34 @@ func ReadUp(r io.Reader) (Frame, error) {
 
 func allocate(n int) []byte { return make([]byte, n) }
 
-// payloads lends room for payloads to busy links: bulk data would else keep the garbage collector busier than anything.
-var payloads payloadPool
+// buffers lends room for frames to busy links: bulk data would else keep the garbage collector busier than anything.
+var buffers bufferPool
 
-type payloadPool struct{ pool sync.Pool }
+// bufferSize is room for a frame of any length, and the END that may follow it.
+const bufferSize = headerLength + MaxPayload + headerLength
 
-// borrow returns room for a payload of any length.
-func (p *payloadPool) borrow() []byte {
-	if b, ok := p.pool.Get().(*[MaxPayload]byte); ok {
+type bufferPool struct{ pool sync.Pool }
+
+// borrow returns room for a frame of any length.
+func (p *bufferPool) borrow() []byte {
+	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
 		return b[:0]
 	}
-	return make([]byte, 0, MaxPayload)
+	return make([]byte, 0, bufferSize)
 }
 
 // room returns room for n bytes, borrowed if they are many.
-func (p *payloadPool) room(n int) []byte {
+func (p *bufferPool) room(n int) []byte {
 	if n < MaxPayload/4 {
-		return nil
+		return make([]byte, 0, n)
 	}
 	return p.borrow()
 }
 
 // giveBack takes back what was borrowed, and leaves anything else alone. Nobody may use it any more.
-func (p *payloadPool) giveBack(b []byte) {
-	if cap(b) == MaxPayload {
-		p.pool.Put((*[MaxPayload]byte)(b[:MaxPayload]))
+func (p *bufferPool) giveBack(b []byte) {
+	if cap(b) == bufferSize {
+		p.pool.Put((*[bufferSize]byte)(b[:bufferSize]))
 	}
 }
 

@@ -250,13 +250,13 @@ func (l *Link) write(b []byte) {
 				l.fail(l.reason(err))
 				return
 			}
-			b = b[:0]
+			buffers.giveBack(b)
+			b = nil
 			continue
 		case closing != nil:
 			l.fail(closing)
 			return
 		}
-		b = nil // an idle link keeps no buffer
 		select {
 		case <-l.out.wake:
 		case <-l.failed:
@@ -315,17 +315,17 @@ func (l *Link) read() {
 			if n <= len(small) {
 				return small[:n]
 			}
-			large = payloads.borrow()[:n]
+			large = buffers.borrow()[:n]
 			return large
 		})
 		if err == nil {
 			err = l.accept(f)
 		}
-		payloads.giveBack(large)
-		if err != nil {
+		if err != nil { // large may still be in use
 			l.fail(l.reason(err))
 			return
 		}
+		buffers.giveBack(large)
 	}
 }
 

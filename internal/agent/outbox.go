@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/binary"
-	"slices"
 )
 
 // What leaves in one Write: all control frames that wait (up to so many bytes), and data of at most one payload, so that a control
@@ -27,8 +26,23 @@ type controlFrame struct {
 
 // chunk is a part of a stream's input, or its END.
 type chunk struct {
-	typ     FrameType
-	payload []byte
+	typ   FrameType
+	frame []byte // room for the header, then the payload
+}
+
+// newChunk makes one with a copy of p.
+func newChunk(t FrameType, p []byte) chunk {
+	room := buffers.room(headerLength + len(p))
+	return chunk{t, append(room[:headerLength], p...)}
+}
+
+// size is that of the payload.
+func (c chunk) size() int { return len(c.frame) - headerLength }
+
+// seal makes the chunk a frame of a stream.
+func (c chunk) seal(stream uint32) []byte {
+	appendHeader(c.frame[:0], c.typ, stream, c.size())
+	return c.frame
 }
 
 func (o *outbox) poke() {
@@ -66,7 +80,8 @@ func (o *outbox) withdraw(s *Stream) {
 	}
 }
 
-// take appends to b what the next Write carries; the last one before a link closes asks nothing new of the agent. number is called for each OPEN and gives its stream its number.
+// take appends to b what the next Write carries; where that is a frame alone it is not copied, and b may be a lent buffer. The last one
+// before a link closes asks nothing new of the agent. number is called for each OPEN and gives its stream its number.
 func (o *outbox) take(b []byte, last bool, number func(*Stream)) []byte {
 	taken := 0
 	for _, f := range o.control {
@@ -101,7 +116,7 @@ func (o *outbox) takeData(b []byte) []byte {
 	room := MaxPayload
 	for len(o.ready) > 0 {
 		s := o.ready[0]
-		if len(s.out) > 0 && len(s.out[0].payload) > room {
+		if len(s.out) > 0 && s.out[0].size() > room {
 			break
 		}
 		o.ready[0] = nil
@@ -111,11 +126,15 @@ func (o *outbox) takeData(b []byte) []byte {
 			c := s.out[0]
 			s.out[0] = chunk{}
 			s.out = s.out[1:]
-			b = AppendFrame(slices.Grow(b, headerLength+len(c.payload)), Frame{Type: c.typ, Stream: s.id, Payload: c.payload})
-			payloads.giveBack(c.payload)
-			room -= len(c.payload)
-			s.outBytes -= len(c.payload)
-			s.unreturned += len(c.payload)
+			if frame := c.seal(s.id); len(b) == 0 {
+				b = frame
+			} else {
+				b = append(b, frame...)
+				buffers.giveBack(frame)
+			}
+			room -= c.size()
+			s.outBytes -= c.size()
+			s.unreturned += c.size()
 			if c.typ == TypeEnd {
 				s.endTaken = true
 			}

@@ -37,7 +37,7 @@ type Event struct {
 }
 
 // Release gives Data back for others to use. Who does without leaves it to the garbage collector, as is right for what is little or rare.
-func (e Event) Release() { payloads.giveBack(e.Data) }
+func (e Event) Release() { buffers.giveBack(e.Data) }
 
 var (
 	// ErrEnded is what Send returns once the agent has given its result: it wants no more.
@@ -100,7 +100,7 @@ func (p *pending) add(b []byte) {
 		p.parts[last] = append(p.parts[last], b...)
 		return
 	}
-	p.parts = append(p.parts, append(payloads.room(len(b)), b...))
+	p.parts = append(p.parts, append(buffers.room(len(b)), b...))
 }
 
 // size is how many bytes there are.
@@ -315,10 +315,10 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 func (s *Stream) queue(t FrameType, p []byte) {
 	s.down.leave(len(p))
 	s.outBytes += len(p)
-	if last := len(s.out) - 1; last >= 0 && s.out[last].typ == t && len(s.out[last].payload)+len(p) <= MaxPayload {
-		s.out[last].payload = append(s.out[last].payload, p...)
+	if last := len(s.out) - 1; last >= 0 && s.out[last].typ == t && s.out[last].size()+len(p) <= MaxPayload {
+		s.out[last].frame = append(s.out[last].frame, p...)
 	} else {
-		s.out = append(s.out, chunk{t, append(payloads.room(len(p)), p...)})
+		s.out = append(s.out, newChunk(t, p))
 	}
 	if s.open == nil {
 		s.link.out.putReady(s)
@@ -347,7 +347,7 @@ func (s *Stream) closeSend() error {
 		return s.link.failure()
 	}
 	s.endQueued = true
-	s.out = append(s.out, chunk{typ: TypeEnd})
+	s.out = append(s.out, newChunk(TypeEnd, nil))
 	if s.open != nil {
 		s.release()
 	} else {
