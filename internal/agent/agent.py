@@ -124,7 +124,7 @@ class Agent(object):
         null = os.open(os.devnull, os.O_RDWR)
         while null < 3:
             null = os.dup(null)     # some of 0, 1, 2 were closed: now they are not
-        self.link_in, self.link_out = unblocking(os.dup(0)), unblocking(os.dup(1))
+        self.link_in, self.link_out = [roomy(unblocking(os.dup(fd))) for fd in (0, 1)]
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.close(null)
@@ -199,7 +199,7 @@ class Agent(object):
     def receive(self):
         """Takes what the link has."""
         try:
-            data = os.read(self.link_in, READ_SIZE)
+            data = os.read(self.link_in, PIPE_SIZE)
         except OSError as e:
             if e.errno in (errno.EAGAIN, errno.EINTR):
                 return

@@ -61,7 +61,7 @@ def decode(buffer):
         end = HEADER.size + length
         if len(buffer) < end:
             return
-        payload = bytes(buffer[HEADER.size:end])
+        payload = memoryview(buffer)[HEADER.size:end].tobytes()
         del buffer[:end]
         yield kind, stream, payload
 

@@ -17,6 +17,8 @@ clock = getattr(time, 'monotonic', time.time)
 
 READ_SIZE = 65536       # bytes of one read; less than CREDIT_AT, so that what is held back never stops the credit
 HIGH_WATER = 262144     # bytes waiting for the link beyond which no source is read
+PIPE_SIZE = 262144      # of the link, where it is a pipe: each side finds more at a time, and has to be woken less often
+F_SETPIPE_SZ = 1031     # Linux; fcntl has it since 3.10
 
 
 def unblocking(fd):
@@ -24,8 +26,19 @@ def unblocking(fd):
     return fd
 
 
+def roomy(fd):
+    """Has a pipe hold more; anything else stays as it is."""
+    try:
+        fcntl.fcntl(fd, F_SETPIPE_SZ, PIPE_SIZE)
+    except (IOError, OSError):
+        pass    # a socket, a terminal, another system, or the account has too many of them
+    return fd
+
+
 class Source(object):
     """A descriptor whose bytes go up on a stream, as frames of one kind."""
+
+    size = READ_SIZE
 
     def __init__(self, stream, fd, kind, patient=False):
         self.stream = stream
@@ -59,7 +72,7 @@ class Source(object):
         if stream.credit <= 0 and not stream.agent.lost:
             return self.update()    # another source of the stream has used it up; to read nothing would look like the end
         try:
-            data = os.read(self.fd, READ_SIZE if stream.agent.lost else min(READ_SIZE, stream.credit))
+            data = os.read(self.fd, self.size if stream.agent.lost else min(self.size, stream.credit))
         except OSError as e:
             if e.errno in (errno.EAGAIN, errno.EINTR):
                 return
@@ -89,6 +102,12 @@ class Source(object):
             self.stream.agent.paused.discard(self)
             os.close(self.fd)
             self.fd = None
+
+
+class FileSource(Source):
+    """One that always has as much as is asked for."""
+
+    size = MAX_PAYLOAD
 
 
 class Sink(object):
@@ -422,7 +441,7 @@ class Get(Stream):
             raise Failure('io', os.strerror(errno.EISDIR) if stat.S_ISDIR(self.before.st_mode) else 'Not a regular file')
         self.size = 0
         self.hash = hashlib.sha256()
-        self.sources = [Source(self, fd, DATA)]
+        self.sources = [FileSource(self, fd, DATA)]
 
     def produced(self, kind, data):
         self.size += len(data)

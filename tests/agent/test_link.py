@@ -1,6 +1,7 @@
 """The link: how it begins, what it refuses, how it ends."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -10,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -43,6 +45,7 @@ from agent_driver import (
     eventually,
     one_line,
     record,
+    source_text,
 )
 
 
@@ -84,6 +87,18 @@ def test_hello(agent, python):
     assert int(agent.hello[4]) == os.getuid()
     assert agent.hello[5] == hashlib.sha256(agent.source).digest()
     assert os.path.samefile(agent.hello[6], subprocess.check_output([python, '-c', 'import sys; print(sys.executable)']).strip())
+
+
+def test_pipes_are_roomy(python):
+    process = subprocess.Popen([python, '-c', one_line('stage1.py'), 'test'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        source = zlib.compress(source_text(), 9)
+        process.stdin.write(struct.pack('>I', len(source)) + source)
+        process.stdin.flush()
+        assert process.stdout.read(len(MAGIC) + 9)[-5] == HELLO
+        sizes = [fcntl.fcntl(pipe, 1032) for pipe in (process.stdin, process.stdout)]  # F_GETPIPE_SZ
+        assert sizes == [262144, 262144]
+        process.stdin.close()
 
 
 def test_a_byte_at_a_time(start):
