@@ -17,7 +17,12 @@ type draft struct {
 	old  fs.FileInfo // of the file that is there; nil if there is none
 	mode fs.FileMode
 	over bool // committed or discarded
+
+	written, told int64 // bytes: in all; of them on their way to the disk
 }
+
+// tellEvery is how much is written before the disk begins with it: what it does beside the transfer the commit need not wait for.
+const tellEvery = 16 << 20
 
 // newDraft begins one. An existing file keeps its owner and mode, and must be writable; a new one gets 0666 less umask. Both is what sftp's get leaves, as far as the
 // controller alone can tell.
@@ -51,6 +56,10 @@ func newDraft(path string, umask uint32) (*draft, error) {
 func (d *draft) write(p []byte) error {
 	if _, err := d.file.Write(p); err != nil {
 		return localFault("write", d.dest, err)
+	}
+	if d.written += int64(len(p)); d.written-d.told >= tellEvery {
+		writeBack(d.file, d.told, d.written-d.told)
+		d.told = d.written
 	}
 	return nil
 }

@@ -190,7 +190,7 @@ func umask() os.FileMode {
 func TestSizes(t *testing.T) {
 	for name, c := range nodes(t) {
 		s := New()
-		for _, size := range []int{0, 1, MaxInline, MaxInline + 1, chunkSize, chunkSize + 1, agent.Window, 3*agent.Window + 5} {
+		for _, size := range []int{0, 1, MaxInline, MaxInline + 1, chunkSize, chunkSize + 1, agent.Window, tellEvery + 5} {
 			for how, request := range map[string]func(string, []byte) *PutRequest{
 				"path": func(path string, _ []byte) *PutRequest { return &PutRequest{Path: path} },
 				"body": func(_ string, b []byte) *PutRequest { return &PutRequest{Body: inParts(b, 50_000)} },

@@ -49,6 +49,12 @@ def test_there_and_back(agent, folder, size, trailer):
     assert os.listdir(str(folder)) == ['f']
 
 
+def test_more_than_the_disk_waits_for(agent, folder):
+    body = os.urandom(1 << 20) * 17 + b'and a rest'
+    assert put(agent, folder / 'f', body).failure == ''
+    assert (folder / 'f').read_bytes() == body
+
+
 @pytest.mark.parametrize(
     ('old', 'asked', 'new'), [(None, None, 0o640), (None, 0o755, 0o755), (0o600, None, 0o600), (0o4711, None, 0o4711), (0o644, 0o600, 0o600), (0o644, 0, 0)]
 )
