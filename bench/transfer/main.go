@@ -1,5 +1,6 @@
 // Command transfer moves files with the rooms of the daemon, without Ansible: what bench/transfers.py times. Each line of its stdin is
-// "put" or "get", source and destination, separated by tabs; each line of its stdout says what that came to. Commands run all the while.
+// "put" or "get", source, destination and, if commands are to run all the while, "busy", separated by tabs; each line of its stdout says
+// what that came to.
 package main
 
 import (
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/mitogen-mux/mitogen-mux/bench/rooms"
+	"github.com/mitogen-mux/mitogen-mux/internal/daemon"
 	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 	"github.com/mitogen-mux/mitogen-mux/internal/mux"
@@ -46,6 +48,7 @@ func run() error {
 	known := flag.String("known-hosts", "", "file with the host's key")
 	python := flag.String("python", "/usr/bin/python3", "interpreter on the host")
 	flag.Parse()
+	defer daemon.CalmCollector()()
 	ctx := context.Background()
 	tree := mux.New(mux.Options{Dialer: sshlink.New(sshlink.Options{})})
 	defer tree.Close() //nolint:errcheck // nothing is left to be done about it
@@ -65,10 +68,14 @@ func run() error {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		words := strings.Split(lines.Text(), "\t")
-		if len(words) != 3 {
+		if len(words) < 3 {
 			return fmt.Errorf("cannot do %q", lines.Text())
 		}
-		answer, err := measure(ctx, node, files, words[0], words[1], words[2])
+		do := measure
+		if len(words) > 3 {
+			do = measureBusy
+		}
+		answer, err := do(ctx, node, files, words[0], words[1], words[2])
 		if err != nil {
 			return err
 		}
@@ -87,7 +94,20 @@ func (c caller) Exec(ctx context.Context, cmd []byte, tty bool) (fileservice.Pro
 	return c.Context.Exec(ctx, cmd, mux.ExecOptions{TTY: tty}) //nolint:wrapcheck // the bench's own
 }
 
+// measure moves a file.
 func measure(ctx context.Context, node *mux.Context, files *fileservice.Service, verb, from, to string) (*said, error) {
+	start := time.Now()
+	var err error
+	if verb == "put" {
+		_, err = files.Put(ctx, caller{node}, &fileservice.PutRequest{Path: from, Dest: []byte(to)})
+	} else {
+		_, err = files.Get(ctx, caller{node}, &fileservice.GetRequest{Source: []byte(from), Path: to})
+	}
+	return &said{Seconds: time.Since(start).Seconds(), Resident: resident()}, err //nolint:wrapcheck // it says what it could not do
+}
+
+// measureBusy is measure with commands before it and beside it.
+func measureBusy(ctx context.Context, node *mux.Context, files *fileservice.Service, verb, from, to string) (*said, error) {
 	var alone []float64
 	for range 5 {
 		took, err := command(ctx, node)
@@ -119,14 +139,7 @@ func measure(ctx context.Context, node *mux.Context, files *fileservice.Service,
 			}
 		}
 	})
-	start := time.Now()
-	var err error
-	if verb == "put" {
-		_, err = files.Put(ctx, caller{node}, &fileservice.PutRequest{Path: from, Dest: []byte(to)})
-	} else {
-		_, err = files.Get(ctx, caller{node}, &fileservice.GetRequest{Source: []byte(from), Path: to})
-	}
-	out := &said{Seconds: time.Since(start).Seconds(), Resident: resident()}
+	out, err := measure(ctx, node, files, verb, from, to)
 	close(stop)
 	asking.Wait()
 	if err == nil {

@@ -38,6 +38,7 @@ type serveCommand struct {
 
 // Run is the daemon's life in this process.
 func (c *serveCommand) Run(ctx context.Context, p *program) error {
+	defer daemon.CalmCollector()()
 	if err := daemon.Detach(); err != nil {
 		return err
 	}
