@@ -319,7 +319,7 @@ class Agent(object):
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
             for number, fd in enumerate(stdio):
                 os.dup2(fd, number)
-            os.closerange(3, 1 + max([63] + [int(fd) for fd in os.listdir('/dev/fd')]))     # not every system lists them
+            os.closerange(3, 1 + last_descriptor())
             code = run()
         except BaseException:
             sys.excepthook(*sys.exc_info())

@@ -60,12 +60,19 @@ class Job(Stream):
     def launch(self, run, stdin=True, patient=False):
         """Forks the child, which calls run() for its exit status. Its stdin is fed by the stream, or at its end."""
         opened = []
+        master = slave = None
 
         def pair(make):
             opened.extend(make())
             return opened[-2:]
         try:
-            master, slave = pair(os.openpty) if self.terminal else (None, None)
+            if self.terminal == 'controlling':
+                try:
+                    master, slave = pair(os.openpty)
+                except OSError:     # a folder with a system in it need have none, and a tool that must have one says so
+                    self.terminal, self.accepts = None, (DATA,)
+            elif self.terminal:
+                master, slave = pair(os.openpty)
             if self.terminal == 'stdio':
                 stdio, plan, feed = (slave, slave, slave), [(master, DATA)], os.dup(master)
                 opened.append(feed)
