@@ -196,7 +196,14 @@ class RemoteConnection(connection.MuxConnection):
             connection.session().reset(self.mux_host(), self.mux_path())
         except RpcError as error:
             raise self._mux_error(error) from None
-        self.close()  # type: ignore[attr-defined]
+        self.close()
+
+    def close(self) -> None:
+        """Nothing is open here; the originals that run a program for it would do so after each task."""
+        if self.mux_enabled():
+            self._connected = False
+        else:
+            super().close()  # type: ignore[misc]
 
 
 class SshConnection(RemoteConnection):
