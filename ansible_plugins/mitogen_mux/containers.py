@@ -13,7 +13,7 @@ import typing as t
 
 from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.common.process import get_bin_path
-from ansible.module_utils.common.text.converters import to_text
+from ansible.module_utils.common.text.converters import to_bytes, to_text
 
 from . import hops, remote, via
 from .v1 import path_pb2
@@ -33,6 +33,12 @@ class ContainerConnection(remote.RemoteConnection):
         kind = self.mux_kind
         return hops.container(kind.name, self.mux_address(), self.mux_user(), kind.argv(self), interpreter)
 
+    def mux_plain(self, cmd: str) -> tuple[str, path_pb2.Path]:
+        return super().mux_plain(cmd if self.mux_kind.shell else shlex.join(shlex.split(cmd)))
+
+    def mux_argv(self, cmd: str) -> list[bytes]:
+        return super().mux_argv(cmd) if self.mux_kind.shell else [to_bytes(word) for word in shlex.split(cmd)]
+
     def mux_option(self, name: str) -> t.Any:
         """An option's value; None if it is not set, or there is no such option."""
         value = hops.option(self, name)
@@ -47,6 +53,8 @@ class ContainerConnection(remote.RemoteConnection):
 
     def mux_user(self) -> str:
         """The account in the container; empty: whom the tool chooses."""
+        if not self.mux_kind.accounts:
+            return ''
         return str(to_text(self.mux_option('remote_user') or self._play_context.remote_user or ''))
 
     def mux_program(self, program: str, option: str = '') -> str:
@@ -71,6 +79,10 @@ class Kind(t.NamedTuple):
     tools: tuple[str, ...] = ()
     originals: tuple[str, ...] = ()
     """The plugins that we stand in front of, by full name."""
+    shell: bool = True
+    """Whether those give a command line to a shell; else what it says are words, as C(raw) shows."""
+    accounts: bool = True
+    """Whether one can enter as somebody else than root."""
 
 
 def _options(kind: str, *names: str, **defaults: t.Any) -> Definitions:
@@ -84,8 +96,24 @@ def _options(kind: str, *names: str, **defaults: t.Any) -> Definitions:
     return found
 
 
+_PODMAN = {
+    **_options('podman', 'podman_extra_args', 'podman_executable', 'working_directory'),
+    'extra_env_vars': {'description': ['As the original plugin has it.'], 'type': 'dict', 'vars': [{'name': 'ansible_podman_extra_env'}]},
+    'privilege_escalation_method': {
+        'description': ['As the original plugin has it.'],
+        'choices': ['auto', 'sudo', 'su', 'none'],
+        'default': 'auto',
+        'vars': [{'name': 'ansible_podman_privilege_escalation'}],
+    },
+}
+
+
 def _words(value: t.Any) -> list[str]:
     return shlex.split(to_text(value or ''))
+
+
+_ANY_WORDS = 'exec "$@"'
+"""For tools that take one text for a shell: it runs the words behind it."""
 
 
 def _docker(c: ContainerConnection) -> list[str]:
@@ -104,8 +132,15 @@ def _docker(c: ContainerConnection) -> list[str]:
 
 
 def _podman(c: ContainerConnection) -> list[str]:
-    user = ['--user', c.mux_user()] if c.mux_user() else []
-    return [c.mux_program('podman', 'podman_executable'), *_words(c.mux_option('podman_extra_args')), 'exec', '-i', *user, c.mux_address()]
+    argv = [c.mux_program('podman', 'podman_executable'), *_words(c.mux_option('podman_extra_args')), 'exec', '-i']
+    if user := c.mux_user():
+        argv += ['--user', user]
+    for name, value in (c.mux_option('extra_env_vars') or {}).items():
+        argv += ['--env', f'{name}={value}']
+    if folder := c.mux_option('working_directory'):
+        argv += ['--workdir', to_text(folder)]
+    before = {'sudo': ['sudo', '-n'], 'su': ['su', '-c', _ANY_WORDS, '--', 'root', 'sh']}
+    return [*argv, c.mux_address(), *before.get(str(c.mux_option('privilege_escalation_method')), [])]
 
 
 def _buildah(c: ContainerConnection) -> list[str]:
@@ -170,9 +205,8 @@ def _instance(tool: str) -> t.Callable[[ContainerConnection], list[str]]:
         words += [f'{c.mux_option("remote") or "local"}:{c.mux_address().split(".")[0]}', '--']
         if user == 'root':
             return words
-        # su takes one text for a shell: it gets one that runs the words behind it
         become = to_text(c.mux_option(f'{c.mux_kind.name}_become_method') or '/bin/su')
-        return [*words, become, user, '-c', 'exec "$@"', '--', 'sh']
+        return [*words, become, user, '-c', _ANY_WORDS, '--', 'sh']
 
     return argv
 
@@ -215,7 +249,7 @@ def _setns(c: ContainerConnection) -> list[str]:
     if kind not in leaders:
         raise AnsibleConnectionFailure(f'{c.mux_host()}: mitogen_kind is {kind}: it is one of {", ".join(leaders)}')
     enter = f'p=$({leaders[kind]}) && [ "$p" -gt 0 ] && shift && exec nsenter --target "$p" --mount --uts --ipc --net --pid --root --wd "$@"'
-    user = ['su', '-s', '/bin/sh', c.mux_user(), '-c', 'exec "$@"', '--', 'sh'] if c.mux_user() not in ('', 'root') else []
+    user = ['su', '-s', '/bin/sh', c.mux_user(), '-c', _ANY_WORDS, '--', 'sh'] if c.mux_user() not in ('', 'root') else []
     return ['/bin/sh', '-c', enter, 'sh', c.mux_address(), *user]
 
 
@@ -230,8 +264,8 @@ KINDS = {
             ('docker',),
             ('community.docker.docker',),
         ),
-        Kind('podman', 'podman exec', _podman, _options('podman', 'podman_extra_args', 'podman_executable'), ('podman',), ('containers.podman.podman',)),
-        Kind('buildah', 'buildah run', _buildah, {}, ('buildah',), ('containers.podman.buildah',)),
+        Kind('podman', 'podman exec', _podman, _PODMAN, ('podman',), ('containers.podman.podman',), shell=False),
+        Kind('buildah', 'buildah run', _buildah, {}, ('buildah',), ('containers.podman.buildah',), shell=False),
         Kind(
             'kubectl',
             'kubectl exec',
@@ -241,10 +275,10 @@ KINDS = {
             ('kubernetes.core.kubectl',),
         ),
         Kind('oc', 'oc exec', _kubectl, {}, (), ('community.okd.oc',)),
-        Kind('lxc', 'lxc-attach', _lxc, {}, ('lxc-attach',), ('community.general.lxc',)),
+        Kind('lxc', 'lxc-attach', _lxc, {}, ('lxc-attach',), ('community.general.lxc',), accounts=False),
         Kind('lxd', 'lxc exec', _instance('lxc'), _options('lxd', 'remote', 'project'), ('lxc',), ('community.general.lxd',)),
         Kind('incus', 'incus exec', _instance('incus'), _options('incus', 'remote', project='default'), ('incus',), ('community.general.incus',)),
-        Kind('chroot', 'chroot', _chroot, _options('chroot', 'chroot_exe'), (), ('community.general.chroot',)),
+        Kind('chroot', 'chroot', _chroot, _options('chroot', 'chroot_exe'), (), ('community.general.chroot',), accounts=False),
         Kind('jail', 'jexec', _jail, {}, ('jexec',), ('community.general.jail',)),
         Kind('nspawn', 'systemd-nspawn', _nspawn, _options('nspawn', 'nspawn_extra_args'), ('systemd-nspawn',)),
         Kind('machinectl', 'machinectl shell', _machinectl, {}, ('machinectl',)),

@@ -89,5 +89,8 @@ def container(name: str) -> tuple[str, type]:
     kind = containers.KINDS[name]
     variables = ('inventory_hostname', 'ansible_host', f'ansible_{name}_host')
     address = {'description': ['Which one.'], 'default': 'inventory_hostname', 'vars': [{'name': variable} for variable in variables]}
-    options = {'remote_addr': address, **remote.account_option('The account in the container.'), **remote.NAME, **kind.options}
-    return own(name, f'Reached with {kind.about}.', options, containers.CLASSES[name])
+    account = remote.account_option('The account in the container.') if kind.accounts else {}
+    text, found = own(name, f'Reached with {kind.about}.', {'remote_addr': address, **account, **remote.NAME, **kind.options}, containers.CLASSES[name])
+    if not kind.accounts:
+        found.default_user = 'root'  # type: ignore[attr-defined]
+    return text, found

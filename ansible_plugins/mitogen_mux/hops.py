@@ -155,7 +155,7 @@ def _control_path(connection: t.Any) -> str:
 def _become_timeout(connection: t.Any) -> int:
     """What the connection plugin itself would wait for the become tool."""
     local_timeout = int(option(connection, 'become_success_timeout', 0))
-    return local_timeout if local_timeout > 0 else 2 + int(option(connection, 'timeout', 10))
+    return local_timeout if local_timeout > 0 else 2 + int(option(connection, 'timeout', connection._play_context.timeout))
 
 
 def _become_option(plugin: t.Any, name: str, context: t.Any) -> t.Any:

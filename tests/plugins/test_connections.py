@@ -13,7 +13,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.loader import connection_loader
 
 from core import COLLECTIONS
-from mitogen_mux import connection, containers, hops, standins, via
+from mitogen_mux import connection, containers, explicit, hops, standins, via
 from test_hops import make
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -52,6 +52,12 @@ CONTAINERS: dict[str, tuple[str, dict[str, t.Any], str]] = {
         "docker -H unix:///x exec -u app -e 'A=b c' -w /srv --privileged -i box",
     ),
     'podman': ('podman', {'ansible_user': 'app', 'ansible_podman_extra_args': '--root "/a b"'}, "podman --root '/a b' exec -i --user app box"),
+    'podman with all': (
+        'podman',
+        {'ansible_podman_extra_env': {'A': 'b c'}, 'ansible_podman_working_directory': '/srv', 'ansible_podman_privilege_escalation': 'sudo'},
+        "podman exec -i --env 'A=b c' --workdir /srv box sudo -n",
+    ),
+    'podman by su': ('podman', {'ansible_podman_privilege_escalation': 'su'}, "podman exec -i box su -c 'exec \"$@\"' -- root sh"),
     'buildah': ('buildah', {'ansible_user': 'app'}, 'buildah run --user app box --'),
     'kubectl': (
         'kubectl',
@@ -81,6 +87,36 @@ def test_command_lines(case: str) -> None:
     assert [hop.WhichOneof('method') for hop in path] == ['local', 'container']
     assert path[-1].container.user == variables.get('ansible_user', '')
     assert path[-1].interpreter == '/usr/bin/python3'
+
+
+@pytest.mark.usefixtures('ours')
+@pytest.mark.parametrize(
+    ('kind', 'argv'), [('docker', ['/bin/sh', '-c', 'echo "a  b"; id']), ('podman', ['echo', 'a  b;', 'id']), ('buildah', ['echo', 'a  b;', 'id'])]
+)
+def test_who_has_a_shell(kind: str, argv: list[str]) -> None:
+    """Podman's and buildah's own plugins take a command line for words."""
+    made = make(f'mitogen_{kind}', {'inventory_hostname': 'box'})
+    line = 'echo "a  b"; id' if kind == 'docker' else 'echo "a  b;" id'
+    assert [word.decode() for word in made.mux_argv(line)] == argv
+    assert made.mux_plain(line)[0] == (line if kind == 'docker' else "echo 'a  b;' id")
+
+
+@pytest.mark.usefixtures('ours')
+@pytest.mark.parametrize(('kind', 'user'), [('chroot', ''), ('lxc', ''), ('docker', 'app')])
+def test_who_is_always_root(kind: str, user: str) -> None:
+    made = make(f'mitogen_{kind}', {'inventory_hostname': 'box', 'ansible_user': 'app'})
+    assert made.mux_path().hops[-1].container.user == user
+    assert made.default_user == (None if user else 'root')
+
+
+@pytest.mark.usefixtures('ours')
+def test_closing_runs_nothing_of_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs may run a program for it, or fail."""
+    made = make('mitogen_buildah', {'inventory_hostname': 'box'})
+    monkeypatch.setattr(explicit._Nothing, 'close', lambda _: pytest.fail('closed'))
+    made._connected = True
+    made.close()
+    assert not made._connected
 
 
 @pytest.mark.usefixtures('ours')
