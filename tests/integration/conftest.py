@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest itself imports these fi
 
 import harness
 import runs
+from boxes import Boxes
 from oracle import Oracle
 
 INDEX: dict[str, dict[str, Any]] = yaml.safe_load((runs.CASES / "index.yml").read_text())
@@ -120,6 +121,13 @@ def binary() -> Path:
 @pytest.fixture(scope="session")
 def oracle(site: runs.Site) -> Oracle:
     return Oracle.load(runs.HERE / "volatile.yml", site.version())
+
+
+@pytest.fixture(scope="session")
+def boxes(site: runs.Site) -> Iterator[Boxes]:
+    made = Boxes(site.base / "boxes")
+    yield made
+    made.close()
 
 
 class Batches:
