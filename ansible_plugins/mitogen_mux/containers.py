@@ -83,6 +83,8 @@ class Kind(t.NamedTuple):
     """Whether those give a command line to a shell; else what it says are words, as C(raw) shows."""
     accounts: bool = True
     """Whether one can enter as somebody else than root."""
+    dd: bool = False
+    """Whether those have a program there write a file, which then has a new file's mode and not that of its source."""
 
 
 def _options(kind: str, *names: str, **defaults: t.Any) -> Definitions:
@@ -263,6 +265,7 @@ KINDS = {
             _options('docker', 'docker_extra_args', 'extra_env', 'working_dir', privileged=False),
             ('docker',),
             ('community.docker.docker',),
+            dd=True,
         ),
         Kind('podman', 'podman exec', _podman, _PODMAN, ('podman',), ('containers.podman.podman',), shell=False),
         Kind('buildah', 'buildah run', _buildah, {}, ('buildah',), ('containers.podman.buildah',), shell=False),
@@ -273,13 +276,14 @@ KINDS = {
             _options('kubectl', 'kubectl_pod', 'kubectl_container', 'kubectl_extra_args', 'kubectl_local_env_vars', 'validate_certs', *_KUBECTL),
             ('kubectl',),
             ('kubernetes.core.kubectl',),
+            dd=True,
         ),
-        Kind('oc', 'oc exec', _kubectl, {}, (), ('community.okd.oc',)),
-        Kind('lxc', 'lxc-attach', _lxc, {}, ('lxc-attach',), ('community.general.lxc',), accounts=False),
+        Kind('oc', 'oc exec', _kubectl, {}, (), ('community.okd.oc',), dd=True),
+        Kind('lxc', 'lxc-attach', _lxc, {}, ('lxc-attach',), ('community.general.lxc',), accounts=False, dd=True),
         Kind('lxd', 'lxc exec', _instance('lxc'), _options('lxd', 'remote', 'project'), ('lxc',), ('community.general.lxd',)),
         Kind('incus', 'incus exec', _instance('incus'), _options('incus', 'remote', project='default'), ('incus',), ('community.general.incus',)),
-        Kind('chroot', 'chroot', _chroot, _options('chroot', 'chroot_exe'), (), ('community.general.chroot',), accounts=False),
-        Kind('jail', 'jexec', _jail, {}, ('jexec',), ('community.general.jail',)),
+        Kind('chroot', 'chroot', _chroot, _options('chroot', 'chroot_exe'), (), ('community.general.chroot',), accounts=False, dd=True),
+        Kind('jail', 'jexec', _jail, {}, ('jexec',), ('community.general.jail',), dd=True),
         Kind('nspawn', 'systemd-nspawn', _nspawn, _options('nspawn', 'nspawn_extra_args'), ('systemd-nspawn',)),
         Kind('machinectl', 'machinectl shell', _machinectl, {}, ('machinectl',)),
         Kind('setns', 'the namespaces of its first process', _setns),
@@ -292,7 +296,11 @@ def _class(kind: Kind) -> type[ContainerConnection]:
     own: Definitions = {name: {'description': [text], 'vars': [{'name': name}]} for name, text in paths.items()}
     if kind.name == 'setns':
         own['mitogen_kind'] = {'description': ['Who runs the container.'], 'default': 'pid', 'vars': [{'name': 'mitogen_kind'}]}
-    return type('Connection', (ContainerConnection,), {'mux_kind': kind, 'mux_definitions': {**ContainerConnection.mux_definitions, **own}})
+    return type(
+        'Connection',
+        (ContainerConnection,),
+        {'mux_kind': kind, 'mux_definitions': {**ContainerConnection.mux_definitions, **own}, 'mux_new_mode': 0o644 if kind.dd else None},
+    )
 
 
 CLASSES = {name: _class(kind) for name, kind in KINDS.items()}

@@ -62,6 +62,9 @@ class RemoteConnection(connection.MuxConnection):
     mux_needed = ''
     """The interpreter of the account where it is only on the way; empty: it may do without an agent."""
 
+    mux_new_mode: t.ClassVar[int | None] = None
+    """The mode of a file that is put; None: that of its source."""
+
     _mux_via: list[path_pb2.Hop] | None = None
 
     def mux_way(self) -> list[path_pb2.Hop]:
@@ -154,9 +157,12 @@ class RemoteConnection(connection.MuxConnection):
             mode = stat.S_IMODE(os.stat(source).st_mode) & 0o777
         except OSError:
             raise AnsibleFileNotFound(f'file or module does not exist: {to_native(in_path)}') from None
+        mode = mode if self.mux_new_mode is None else self.mux_new_mode
         if self._mux_folder and self._mux_folder.holds(out_path):
             with contextlib.suppress(OSError):  # the daemon says it better
-                self._mux_folder.files.append(errands.File.take(os.fsdecode(source), out_path))
+                file = errands.File.take(os.fsdecode(source), out_path)
+                file.mode = file.mode if self.mux_new_mode is None else self.mux_new_mode
+                self._mux_folder.files.append(file)
                 return 0, b'', b''
             self.mux_run_errands()
         put = jobs_pb2.Put(path=os.fsdecode(source), dest=to_bytes(out_path), mode=mode)
