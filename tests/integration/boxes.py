@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -26,8 +27,10 @@ APP, OPS, GUEST = (harness.Account(name, f"{name} $'s", sudo) for name, sudo in 
 
 ACCOUNTS = """
 set -e
+id=61000 # nobody's on this machine: who ends all that runs as one of its accounts is not to end what is in here
 for name in app ops guest; do
-    useradd -m -s /bin/bash $name
+    id=$((id + 1))
+    useradd -m -s /bin/bash -u $id $name
     echo "$name:$name \\$'s" | chpasswd
 done
 echo "127.0.0.1 localhost $(hostname) box" >/etc/hosts
@@ -103,7 +106,7 @@ class Boxes:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.bin = base / "bin"  # the tools as they are to be called here: an inventory cannot say everything to each of them
-        self.name = f"mxt-{base.name}"
+        self.name = f"mxt-{secrets.token_hex(3)}"  # what is not in a folder of our own must be nobody else's
         self.stack = contextlib.ExitStack()
         self.made: dict[str, Box | Unavailable] = {}
         self.bin.mkdir(parents=True)
