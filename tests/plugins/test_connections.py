@@ -110,6 +110,18 @@ def test_who_is_always_root(kind: str, user: str) -> None:
 
 
 @pytest.mark.usefixtures('ours')
+@pytest.mark.parametrize(('kind', 'mode'), [('docker', 0o644), ('chroot', 0o644), ('podman', None), ('nspawn', None)])
+def test_mode_of_a_file_that_is_put(kind: str, mode: int | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / 'source'
+    source.touch(0o600)
+    made = make(f'mitogen_{kind}', {'inventory_hostname': 'box'})
+    steps: list[t.Any] = []
+    monkeypatch.setattr(made, '_mux_move', lambda given: steps.extend(given) or [None])
+    made.put_file(str(source), '/there')
+    assert steps[0].put.mode == (mode or 0o600)
+
+
+@pytest.mark.usefixtures('ours')
 def test_closing_runs_nothing_of_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Theirs may run a program for it, or fail."""
     made = make('mitogen_buildah', {'inventory_hostname': 'box'})
