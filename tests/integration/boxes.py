@@ -125,6 +125,9 @@ class Boxes:
 
     def close(self) -> None:
         self.stack.close()
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if line.split()[1].startswith(f"{self.base}/"):  # podman leaves one
+                quiet("umount", line.split()[1])
 
     def system(self) -> Path:
         """A folder with the system in it, and accounts."""
