@@ -58,7 +58,7 @@ func Connect(ctx context.Context, conn Conn, o Options) (*Link, error) {
 		o.OnPreamble(noise)
 	}
 	l.received = int64(len(noise) + len(magic))
-	l.heard = true
+	l.heard, l.out.spoke = true, true
 	first := binary.BigEndian.AppendUint32(nil, uint32(len(Source()))) //nolint:gosec // some tens of KiB
 	first = append(first, Source()...)
 	l.start(first)

@@ -3,6 +3,7 @@ package agent_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -410,4 +411,49 @@ func TestWrongUse(t *testing.T) {
 	if _, err := get.Recv(ctx); !errors.Is(err, agent.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
+}
+
+// TestRestOfARequestIsNoRoundTrip: what a request still has to send when another one is answered waits for nothing, but for credit.
+func TestRestOfARequestIsNoRoundTrip(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		credit := make(chan struct{})
+		l := agenttest.Link(t, agent.Options{}, func(f *agenttest.Fake) {
+			f.Boot()
+			go func() {
+				<-credit
+				f.Send(agent.TypeCredit, 1, binary.BigEndian.AppendUint32(nil, 1<<10))
+			}()
+			for {
+				frame := f.Next()
+				if frame.Type == agent.TypeOpen && agent.Kind(frame.Payload[0]) == agent.KindFolder {
+					f.Result(frame.Stream, agent.Result{})
+				}
+			}
+		})
+		_, err := l.Hello(ctx)
+		must(t, err)
+		before := l.Stats().RoundTrips
+		trips := func(want int64) {
+			t.Helper()
+			synctest.Wait()
+			if got := l.Stats().RoundTrips - before; got != want {
+				t.Errorf("%d round trips, want %d", got, want)
+			}
+		}
+		file := open(ctx, t, l, agent.Put{Size: 2 << 20})
+		must(t, file.Send(ctx, make([]byte, 200<<10)))
+		trips(1)
+		open(ctx, t, l, agent.Folder{Path: []byte("/a")})
+		trips(1)
+		must(t, file.Send(ctx, make([]byte, agent.Window-200<<10)))
+		trips(1)
+		open(ctx, t, l, agent.Folder{Path: []byte("/b")})
+		trips(2)
+		go func() { _ = file.Send(ctx, make([]byte, 1<<10)) }()
+		trips(2)
+		close(credit)
+		trips(3)
+		must(t, l.Close())
+	})
 }

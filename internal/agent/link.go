@@ -30,7 +30,7 @@ var ErrClosed = errors.New("the link was closed")
 type Stats struct {
 	SentBytes     int64
 	ReceivedBytes int64
-	RoundTrips    int64  // times that this side spoke after the agent had
+	RoundTrips    int64  // times that this side spoke after the agent had; the rest of a request does not count
 	Jobs          int    // modules, commands and transfers without a result
 	BlobBytes     int64  // that the agent was sent and keeps, before compression
 	MemoryKiB     uint64 // that the agent itself has had resident at most, as far as it has said
@@ -238,10 +238,11 @@ func (l *Link) write(b []byte) {
 		b = l.out.take(b, l.closing != nil, l.number)
 		closing := l.closing
 		l.sent += int64(len(b))
-		if len(b) > 0 && l.heard {
+		if l.out.spoke && l.heard {
 			l.heard = false
 			l.roundTrips++
 		}
+		l.out.spoke = false
 		l.mu.Unlock()
 		l.traceSent(b[start:])
 		switch {

@@ -16,6 +16,7 @@ type outbox struct {
 	control []controlFrame
 	ready   []*Stream // with something in out, a turn each
 	wake    chan struct{}
+	spoke   bool // something was taken that may answer what came: not the rest of a request
 }
 
 type controlFrame struct {
@@ -89,6 +90,7 @@ func (o *outbox) take(b []byte, last bool, number func(*Stream)) []byte {
 			break
 		}
 		taken++
+		o.spoke = true
 		if last && f.typ == TypeOpen {
 			continue
 		}
@@ -122,6 +124,8 @@ func (o *outbox) takeData(b []byte) []byte {
 		o.ready[0] = nil
 		o.ready = o.ready[1:]
 		s.inReady = false
+		o.spoke = o.spoke || s.resumed || !s.followsOpen()
+		s.resumed = false
 		for len(s.out) > 0 { // one frame, and END if that was the last
 			c := s.out[0]
 			s.out[0] = chunk{}

@@ -66,7 +66,8 @@ type Stream struct {
 	outBytes   int
 	inReady    bool
 	down       pace
-	unreturned int // what has left and the agent gave no credit for
+	unreturned int  // what has left and the agent gave no credit for
+	resumed    bool // what leaves next has waited for credit
 	endQueued  bool
 	endTaken   bool
 	cancelled  bool
@@ -300,6 +301,7 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 		}
 		n := min(len(p), MaxPayload, s.down.room(), maxOut-s.outBytes)
 		if n == 0 {
+			s.resumed = s.resumed || s.down.room() == 0
 			if err := s.wait(ctx, "cannot send to the agent"); err != nil {
 				return err
 			}
@@ -309,6 +311,16 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 		p = p[n:]
 	}
 	return nil
+}
+
+// followsOpen reports whether what is sent is known when the stream is opened, so that it answers nothing that the agent says.
+func (s *Stream) followsOpen() bool {
+	switch s.request.kind() {
+	case KindModule, KindPut, KindBlobs:
+		return true
+	case KindCommand, KindGet, KindSpawn, KindFolder, KindLook:
+	}
+	return false
 }
 
 // queue leaves a copy of p with the outbox.
