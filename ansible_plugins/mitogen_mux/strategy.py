@@ -201,7 +201,8 @@ def _release(play: t.Any, hosts: list[str]) -> None:
     global _batch
     before, _batch = _batch, (play._uuid, hosts)
     if before[0] == play._uuid:
-        daemon.session().release(before[1])
+        with contextlib.suppress(daemon.DaemonError, RpcError):  # a daemon that has gone keeps nothing, and the next task says what is wrong
+            daemon.session().release(before[1])
 
 
 def _detach(pid: int) -> None:

@@ -77,6 +77,14 @@ def test_a_batch_releases_what_the_one_before_needed(fresh: Site) -> None:
     assert [after - before for before, after in itertools.pairwise(dials)] == [2, 2], "a connection and an agent each: a batch gives them back at once"
 
 
+def test_a_daemon_that_goes_between_two_batches(fresh: Site) -> None:
+    hosts = {name: fresh.host_vars(WAYS["linear"], fresh.login) for name in ("a", "b", "c")}
+    stop = {"debug": {"msg": f"{{{{ lookup('pipe', '{runs.BINARY} stop --force') }}}}"}}
+    done = fresh.play(WAYS["linear"], hosts, play(HELLO, stop, serial=1))
+    assert done.rc == 0, done.said()
+    assert [status for status, _ in done.results()] == ["ok"] * 6, done.said()
+
+
 def test_a_stopped_daemon_comes_back_with_the_next_run(fresh: Site) -> None:
     hosts = {"h": fresh.host_vars(WAYS["linear"], fresh.login)}
     assert fresh.play(WAYS["linear"], hosts, play(HELLO)).rc == 0
