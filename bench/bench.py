@@ -191,10 +191,7 @@ def main() -> None:
     contenders = args.only.split(',')
     if unknown := set(contenders) - set(CONTENDERS):
         parser.error(f'there is no contender {", ".join(sorted(unknown))}')
-    try:
-        harness.require()
-    except harness.Unavailable as reason:
-        sys.exit(f'bench: {reason}')
+    lab.require()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit('bench: told to end'))  # accounts, cgroups and daemons are removed then, too
     with contextlib.ExitStack() as stack:
         bench = Bench(pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-'))), stack)

@@ -29,13 +29,18 @@ class Machine(t.NamedTuple):
     sshd: harness.Sshd
 
 
-@contextlib.contextmanager
-def machine(listen: str = '127.0.0.1') -> t.Iterator[Machine]:
-    """One, for as long as it is wanted; the program ends where there can be none."""
+def require() -> None:
+    """Ends the program, with the reason, where a target cannot be had."""
     try:
         harness.require()
     except harness.Unavailable as reason:
         sys.exit(f'{pathlib.Path(sys.argv[0]).stem}: {reason}')
+
+
+@contextlib.contextmanager
+def machine(listen: str = '127.0.0.1') -> t.Iterator[Machine]:
+    """One, for as long as it is wanted; the program ends where there can be none."""
+    require()
     with contextlib.ExitStack() as stack:
         state = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-')))
         state.chmod(0o755)

@@ -11,12 +11,10 @@ import random
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
 from bench import Bench, lab
-from lab import harness
 from workloads import Workload
 
 FEW, MANY = 100, 10_000
@@ -47,10 +45,7 @@ def main() -> None:
     parser.add_argument('-k', type=int, default=3, help='how often each copies')
     parser.add_argument('--only', default='rsync,mitogen-mux,pipelining', help='which of them, separated by commas')
     args = parser.parse_args()
-    try:
-        harness.require()
-    except harness.Unavailable as reason:
-        sys.exit(f'trees: {reason}')
+    lab.require()
     with contextlib.ExitStack() as stack:
         state = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix='mitogen-mux-bench-')))
         bench = Bench(state, stack)

@@ -52,10 +52,10 @@ class File:
     """The name that keeps the source, to be removed."""
 
     @classmethod
-    def take(cls, source: str, dest: str) -> File:
-        """Raises OSError."""
+    def take(cls, source: str, dest: str, mode: int | None = None) -> File:
+        """With the mode of its source, if it is to have no other. Raises OSError."""
         info = os.stat(source)
-        file = cls(dest, info.st_mode & 0o777)
+        file = cls(dest, info.st_mode & 0o777 if mode is None else mode)
         if info.st_size <= INLINE:
             with open(source, 'rb') as content:
                 file.body = content.read()

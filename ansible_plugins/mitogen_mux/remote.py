@@ -160,9 +160,7 @@ class RemoteConnection(connection.MuxConnection):
         mode = mode if self.mux_new_mode is None else self.mux_new_mode
         if self._mux_folder and self._mux_folder.holds(out_path):
             with contextlib.suppress(OSError):  # the daemon says it better
-                file = errands.File.take(os.fsdecode(source), out_path)
-                file.mode = file.mode if self.mux_new_mode is None else self.mux_new_mode
-                self._mux_folder.files.append(file)
+                self._mux_folder.files.append(errands.File.take(os.fsdecode(source), out_path, self.mux_new_mode))
                 return 0, b'', b''
             self.mux_run_errands()
         put = jobs_pb2.Put(path=os.fsdecode(source), dest=to_bytes(out_path), mode=mode)

@@ -42,7 +42,7 @@ class StrategyMixin:
         if not seams.enabled():
             return super().run(iterator, play_context)  # type: ignore[misc]
         _attach()
-        _release(iterator._play, [host.name for host in self._inventory.get_hosts(iterator._play.hosts)])  # type: ignore[attr-defined]
+        _release(iterator._play, self._inventory)  # type: ignore[attr-defined]
         successors.warn(successors.ENVIRONMENT, os.environ)
         seams.install()
         compat.prewarm()
@@ -196,9 +196,10 @@ def _attach() -> None:
         atexit.register(_detach, os.getpid())
 
 
-def _release(play: t.Any, hosts: list[str]) -> None:
+def _release(play: t.Any, inventory: t.Any) -> None:
     """Before another batch (``serial``) of a play, what only the batch before it needed may leave."""
     global _batch
+    hosts = [host.name for host in inventory.get_hosts(play.hosts)] if play.serial else []
     before, _batch = _batch, (play._uuid, hosts)
     if before[0] == play._uuid:
         with contextlib.suppress(daemon.DaemonError, RpcError):  # a daemon that has gone keeps nothing, and the next task says what is wrong

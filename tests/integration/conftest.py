@@ -118,6 +118,15 @@ def binary() -> Path:
     return runs.BINARY
 
 
+@pytest.fixture
+def fresh(site: runs.Site, binary: Path, request: pytest.FixtureRequest) -> Iterator[runs.Site]:
+    """A site whose daemon is none of the tests before, nor of those after; its folder of the test's file is empty."""
+    site.stop_daemon()
+    site.clean([request.path.stem.removeprefix("test_")])
+    yield site
+    site.stop_daemon()
+
+
 @pytest.fixture(scope="session")
 def oracle(site: runs.Site) -> Oracle:
     return Oracle.load(runs.HERE / "volatile.yml", site.version())

@@ -21,15 +21,6 @@ PASSWORD = "its own $word"
 pytestmark = pytest.mark.tier("matrix")
 
 
-@pytest.fixture
-def fresh(site: Site, binary: Path) -> Iterator[Site]:
-    """A site whose daemon is none of the tests before: become nodes stay, whatever happens to their accounts."""
-    site.stop_daemon()
-    site.clean(["accounts"])
-    yield site
-    site.stop_daemon()
-
-
 TASKS: dict[str, dict[str, Any]] = {
     "module": {"shell": "id -un; pwd; echo $HOME $USER; umask"},
     "raw": {"raw": "id -un; pwd"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,6 @@ def logins(site: Site) -> int:
 
 def said(run: Run, host: str) -> list[Any]:
     return [result.get("stdout", result.get("msg")) for _, result in run.results(host)]
-
-
-@pytest.fixture
-def fresh(site: Site, binary: Path) -> Iterator[Site]:
-    """A site whose daemon is none of the tests before."""
-    site.stop_daemon()
-    site.clean(["hops"])
-    yield site
-    site.stop_daemon()
 
 
 def account(tool: str, user: str, via: str = "machine", **more: Any) -> dict[str, Any]:

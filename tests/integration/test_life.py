@@ -20,13 +20,6 @@ def play(*tasks: object, **more: object) -> list[dict[str, object]]:
 HELLO = {"command": "echo hello"}
 
 
-@pytest.fixture
-def fresh(site: Site, binary: Path) -> Site:
-    """No daemon yet."""
-    site.stop_daemon()
-    return site
-
-
 @pytest.mark.tier("smoke")
 def test_started_on_demand_and_warm_the_second_time(fresh: Site) -> None:
     hosts = {"h": fresh.host_vars(WAYS["linear"], fresh.login)}

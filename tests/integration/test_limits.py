@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,6 @@ from runs import WAYS, Run, Site
 from test_life import play
 
 OURS = WAYS["linear"]
-
-
-@pytest.fixture
-def fresh(site: Site, binary: Path) -> Iterator[Site]:
-    """A site whose daemon is none of the tests before."""
-    site.stop_daemon()
-    site.clean(["limits"])
-    yield site
-    site.stop_daemon()
 
 
 def results(run: Run, hosts: list[str]) -> dict[str, list[Any]]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from runs import CASES, WAYS, Site
 from test_life import play
@@ -20,15 +16,6 @@ RAISES = """#!/usr/bin/python
 from ansible.module_utils.basic import AnsibleModule
 raise ValueError(AnsibleModule(argument_spec={"word": {"type": "str"}}).params["word"])
 """
-
-
-@pytest.fixture
-def fresh(site: Site, binary: Path) -> Iterator[Site]:
-    """A site whose daemon is none of the tests before, nor of those after: it logs more than they want."""
-    site.stop_daemon()
-    site.clean(["secrets"])
-    yield site
-    site.stop_daemon()
 
 
 def tasks(site: Site) -> dict[str, dict[str, Any]]:
