@@ -9,6 +9,7 @@ import inspect
 import queue
 import select
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -158,6 +159,7 @@ class ThreadWorker:
     def start(self) -> None:
         """Returns when the host-task waits for the first time, or has ended."""
         self._alive = True
+        _flush()
         job = self._job
         job['task'] = _copy_task(job['task'])
         job['task_vars'] = dict(job['task_vars'])
@@ -217,6 +219,13 @@ def patience(error: BaseException | None) -> float:
     if error is None or isinstance(error, Exception):
         return float(C.WORKER_SHUTDOWN_POLL_COUNT * C.WORKER_SHUTDOWN_POLL_DELAY)
     return 0.0
+
+
+def _flush() -> None:
+    """As before a fork: whoever reads the run's output from a pipe sees each task in time, and warnings where they belong."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # closed
+            stream.flush()
 
 
 def _copy_task(task: t.Any) -> t.Any:

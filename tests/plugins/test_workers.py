@@ -55,7 +55,7 @@ Run = t.Callable[..., Ran]
 @pytest.fixture
 def run(tmp_path: pathlib.Path) -> Run:
     def environ(strategy: str, worker: str, **more: str) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_'))}
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_', 'PYTHONUNBUFFERED'))}
         return {
             **clean,
             'HOME': str(tmp_path),
