@@ -17,7 +17,21 @@ Interrupt = t.Callable[[], None]
 _IMPORT = '<frozen importlib._bootstrap>'
 
 _here = threading.local()
-"""``baton`` in worker threads, nothing elsewhere; ``first_wait`` until the thread gives the baton away for the first time in its job."""
+"""``baton`` in worker threads, nothing elsewhere; ``first_wait`` until the thread gives the baton away for the first time in its job; ``turn``
+of a thread that may be ahead."""
+
+
+class Turn(t.Protocol):
+    """Of a thread that works ahead: until its turn has come, nobody may notice what it does."""
+
+    def has_come(self) -> bool:
+        """Whether it may do anything."""
+
+    def wait(self) -> None:
+        """Waits until it may."""
+
+    def leaving(self) -> None:
+        """Is told that the thread is about to wait for something else."""
 
 
 class Cancelled(BaseException):
@@ -81,6 +95,9 @@ class Baton:
     @contextlib.contextmanager
     def away(self, interrupt: Interrupt | None) -> t.Iterator[None]:
         """A wait of a worker thread."""
+        turn()
+        if (mine := my_turn()) is not None:
+            mine.leaving()
         me = threading.get_ident()
         if interrupt is not None:
             self._interrupts[me] = interrupt
@@ -114,6 +131,7 @@ def waiting(interrupt: Interrupt | None = None) -> t.Iterator[None]:
 @contextlib.contextmanager
 def locked(lock: threading.Lock) -> t.Iterator[None]:
     """A lock that a thread may hold while it waits for something else: nobody waits for it with the baton in hand."""
+    turn()
     if not lock.acquire(blocking=False):
         with waiting():
             lock.acquire()
@@ -121,6 +139,33 @@ def locked(lock: threading.Lock) -> t.Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def turn() -> None:
+    """Before anything that others may notice, or that tells of what they do: a thread that is ahead waits for its turn."""
+    mine = my_turn()
+    if mine is None or mine.has_come() or importing():
+        return
+    _here.turn = None  # this wait is not one that it has to wait for
+    try:
+        mine.wait()
+    finally:
+        _here.turn = mine
+
+
+def my_turn() -> t.Any:
+    """The Turn of the calling thread; None if it never is ahead."""
+    return getattr(_here, 'turn', None)
+
+
+@contextlib.contextmanager
+def taking_turns(mine: Turn) -> t.Iterator[None]:
+    """As long as this lasts, the calling thread may be ahead."""
+    _here.turn = mine
+    try:
+        yield
+    finally:
+        _here.turn = None
 
 
 def holder() -> Baton | None:

@@ -87,6 +87,7 @@ class Client:
         """Sends the requests, yields the replies as they come. Leaving the iterator early, by whatever exception, cancels the call."""
         if os.getpid() != self._pid:
             raise RuntimeError('a client of the mitogen-mux daemon was used after a fork')
+        baton.turn()
         call = _Call(self._connect(), method, timeout)
         done = False
         try:

@@ -209,11 +209,12 @@ def display_per_thread() -> t.Iterator[None]:
 @contextlib.contextmanager
 def display_through(final_q: t.Any) -> t.Iterator[None]:
     """What this thread displays goes through the queue."""
+    before = getattr(_queue_of_thread, 'queue', None)
     _queue_of_thread.queue = final_q
     try:
         yield
     finally:
-        _queue_of_thread.queue = None
+        _queue_of_thread.queue = before
 
 
 def run_host_task(job: dict[str, t.Any]) -> None:
@@ -299,6 +300,18 @@ def _run_since_2_21(job: dict[str, t.Any], _task: t.Any) -> None:
                 utr = _task.UnifiedTaskResult.create_from_action_exception(wrapped)
                 utr.finalize_registered_values()
                 final_q.send_task_result(Host(name=host.name), surrogate, utr)
+
+
+def template_plugins() -> tuple[t.Any, t.Any, str]:
+    """Where templates find their filters and tests; and the owner and name of what answers ``now()``: the function itself up to 2.18, the
+    module datetime as it sees it since 2.19."""
+    from ansible import template
+
+    if BUILT_MODULE is None:
+        return template.JinjaPluginIntercept, template.Templar, '_now_datetime'
+    from ansible._internal._templating import _jinja_plugins
+
+    return _jinja_plugins.JinjaPluginIntercept, _jinja_plugins, 'datetime'
 
 
 def show_variables(ours: t.Any) -> None:

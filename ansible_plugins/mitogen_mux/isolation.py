@@ -51,7 +51,7 @@ _FOLDER = os.path.join(os.path.dirname(compat.CORE_MODULE_UTILS), 'plugins', 'ac
 
 _OUR_FOLDER = os.path.realpath(os.path.join(os.path.dirname(__file__), '..', 'connection'))
 
-_known: dict[tuple[t.Any, ...], str] = {}
+_known: dict[tuple[t.Any, ...], tuple[str, str]] = {}
 
 
 def reason(job: dict[str, t.Any]) -> str:
@@ -62,7 +62,12 @@ def reason(job: dict[str, t.Any]) -> str:
         return 'mitogen_worker is fork'
     if task.timeout:
         return 'timeout'  # by SIGALRM, which only a main thread gets
-    return _action(task.action, task.collections) or _connection(job)
+    return _action(task.action, task.collections)[1] or _connection(job)
+
+
+def plugin(name: str, collections: t.Any) -> str:
+    """Which of ACTIONS an action is run by; empty for any other."""
+    return _action(name, collections)[0]
 
 
 def _wanted(job: dict[str, t.Any]) -> str:
@@ -76,10 +81,10 @@ def _wanted(job: dict[str, t.Any]) -> str:
     return str(value)
 
 
-def _action(name: str, collections: t.Any) -> str:
-    """As the core's task executor chooses an action plugin."""
+def _action(name: str, collections: t.Any) -> tuple[str, str]:
+    """The action plugin, as the core's task executor chooses it, if it is one of ACTIONS; or why it is none."""
     if _is_template(name):
-        return 'the action is a template'
+        return '', 'the action is a template'
     key = (name, tuple(collections or ()), len(action_loader._extra_dirs), len(module_loader._extra_dirs))  # roles add folders
     known = _known.get(key)
     if known is None:
@@ -87,21 +92,22 @@ def _action(name: str, collections: t.Any) -> str:
     return known
 
 
-def _resolve(name: str, collections: t.Any) -> str:
+def _resolve(name: str, collections: t.Any) -> tuple[str, str]:
     module = module_loader.find_plugin_with_context(name, collection_list=collections)
     if module.resolved and module.action_plugin:
-        return f'action plugin {module.action_plugin}'
+        return '', f'action plugin {module.action_plugin}'
     action = action_loader.find_plugin_with_context(name, collection_list=collections)
     if not action.resolved:
         prefix, dot, last = name.rpartition('.')
         group = last.split('_')[0]
         if group in C.NETWORK_GROUP_MODULES and action_loader.has_plugin(f'{prefix}{dot}{group}', collection_list=collections):
-            return f'action plugin {prefix}{dot}{group}'
+            return '', f'action plugin {prefix}{dot}{group}'
         action = action_loader.find_plugin_with_context('ansible.legacy.normal')
     folder, file = os.path.split(os.path.realpath(action.plugin_resolved_path or ''))
-    if folder == _FOLDER and os.path.splitext(file)[0] in ACTIONS:
-        return ''
-    return f'action plugin {action.plugin_resolved_path}'
+    own = os.path.splitext(file)[0]
+    if folder == _FOLDER and own in ACTIONS:
+        return own, ''
+    return '', f'action plugin {action.plugin_resolved_path}'
 
 
 def _connection(job: dict[str, t.Any]) -> str:

@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import baton, compat, daemon, display, reuse, seams, successors, waits, worker
+from . import ahead, baton, compat, daemon, display, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -79,6 +79,7 @@ def _cheap_workers(strategy: t.Any) -> t.Iterator[None]:
         stack.enter_context(waits.installed(compat.DETACHED, [(hashing, name, _hash(hashing.secure_hash)) for name in ('secure_hash', 'checksum')]))
         stack.enter_context(compat.display_per_thread())
         stack.enter_context(reuse.installed())
+        stack.enter_context(ahead.installed(workers))
         stack.enter_context(_main_loop(strategy, workers))
         stack.enter_context(_terminated(workers))
         try:

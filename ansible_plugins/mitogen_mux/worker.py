@@ -32,6 +32,13 @@ _display = Display()
 _SIGNATURE = inspect.signature(WorkerProcess)
 
 
+class Job(t.Protocol):
+    """What a thread does."""
+
+    def work(self) -> None:
+        """In the thread, with the baton."""
+
+
 class Workers:
     """The workers of one run of a strategy. Called as the class WorkerProcess would be."""
 
@@ -52,13 +59,18 @@ class Workers:
 
     def begin(self, worker: ThreadWorker) -> None:
         """Lets a thread have the baton until the host-task waits for the first time: then its target is at work, and the next can follow."""
+        first_wait = self.begin_beside(worker)
+        with self.baton.lent():
+            first_wait.wait()
+
+    def begin_beside(self, job: Job) -> threading.Event:
+        """Lets a thread have the baton once the calling one gives it away. The event is set when it gives it away in turn."""
         thread = self._idle.pop() if self._idle else _Thread(self)
         if thread not in self._threads:
             self._threads.append(thread)
         first_wait = threading.Event()
-        with self.baton.lent():
-            thread.inbox.put((worker, first_wait))
-            first_wait.wait()
+        thread.inbox.put((job, first_wait))
+        return first_wait
 
     def ended(self, thread: _Thread) -> None:
         """A thread has nothing to do."""
@@ -129,15 +141,15 @@ class _Thread(threading.Thread):
 
     def __init__(self, workers: Workers) -> None:
         super().__init__(daemon=True, name='mitogen-mux worker')  # daemon: one that is stuck must not keep the process
-        self.inbox: queue.SimpleQueue[tuple[ThreadWorker, threading.Event] | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[tuple[Job, threading.Event] | None] = queue.SimpleQueue()
         self._workers = workers
         self.start()
 
     def run(self) -> None:
         while (job := self.inbox.get()) is not None:
-            worker, first_wait = job
+            work, first_wait = job
             with self._workers.baton.job(first_wait):
-                worker.work()
+                work.work()
                 self._workers.ended(self)
 
 
@@ -161,9 +173,9 @@ class ThreadWorker:
         self._alive = True
         _flush()
         job = self._job
-        job['task'] = _copy_task(job['task'])
+        job['task'] = copy_task(job['task'])
         job['task_vars'] = dict(job['task_vars'])
-        job['loader'] = _copy_loader(job['loader'])
+        job['loader'] = copy_loader(job['loader'])
         self._context = contextvars.Context()  # empty: what the main thread's has are objects, which the two would share
         self._workers.begin(self)
 
@@ -228,7 +240,8 @@ def _flush() -> None:
             stream.flush()
 
 
-def _copy_task(task: t.Any) -> t.Any:
+def copy_task(task: t.Any) -> t.Any:
+    """For a host-task, or a runner of its loop, that writes to its own."""
     new = task.copy(exclude_parent=True, exclude_tasks=True)
     new._parent = copy.copy(task._parent)  # the task's post_validate writes to it, too, though no further up
     if new.loop_control is not None:
@@ -236,7 +249,8 @@ def _copy_task(task: t.Any) -> t.Any:
     return new
 
 
-def _copy_loader(loader: t.Any) -> t.Any:
+def copy_loader(loader: t.Any) -> t.Any:
+    """With temporary files of its own."""
     new = copy.copy(loader)
     new._FILE_CACHE = dict(loader._FILE_CACHE)
     new._tempfiles = set()

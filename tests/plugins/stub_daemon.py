@@ -2,7 +2,10 @@
 
 STUB_DELAYS is the longest delay of an answer in milliseconds, drawn at random from
 STUB_LEAST (a part of it) on. What a module answers is told by its parameters alone, so
-that two runs are the same."""
+that two runs are the same.
+
+STUB_ITEMS is the number of a loop's items: none but the last is answered until the next
+has come as far as its module. What happens is written to the file STUB_TRACE."""
 
 from __future__ import annotations
 
@@ -16,12 +19,13 @@ import typing as t
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', 'ansible_plugins'))
 
-from mitogen_mux import daemon
+from mitogen_mux import baton, daemon
 from mitogen_mux.client import RpcError
 from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
 
 DELAY = float(os.environ.get('STUB_DELAYS', '0')) / 1000
 LEAST = float(os.environ.get('STUB_LEAST', '0'))
+ITEMS = int(os.environ.get('STUB_ITEMS', '0'))
 MODES = {'stat': {'stat': {'exists': False}}, 'find': {'files': []}, 'slurp': {'content': 'aGk=', 'encoding': 'base64'}}
 
 
@@ -34,7 +38,18 @@ def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, by
     if name.rpartition('.')[2] == 'command':
         result.update(cmd=raw.split(), stdout=raw.removeprefix('echo '), stderr='', rc=int(raw.startswith('false')), changed=True)
     if name.rpartition('.')[2] == 'setup':
-        result['ansible_facts'] = {'ansible_hostname': host}
+        result['ansible_facts'] = {'ansible_hostname': host, 'ansible_n': ''.join(args.get('filter') or [])}
+    verb, _, words = raw.partition(' ')
+    # As a target may that is the controller:
+    if str(args.get('path', '')).endswith('-grown'):
+        with open(args['path'].removesuffix('-grown'), 'a') as file:
+            file.write('+')
+    if verb in ('write', 'stamp'):
+        path, _, text = words.partition(' ')
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, 'w') as file:
+            file.write(text or f'{time.time():.6f}')
+        result.update(cmd=verb, stdout='')
     if raw.startswith('unreachable'):
         raise RpcError(14, 'gone', error_pb2.Error(kind=error_pb2.Error.UNREACHABLE, host=host, message='gone'))
     if raw.startswith('garbage'):
@@ -42,6 +57,41 @@ def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, by
     if raw.startswith('false') or args.get('data') == 'crash':
         result.update(failed=True, msg='non-zero return code')
     return 0, json.dumps(result).encode(), b''
+
+
+class Trace:
+    """What happens, in its order."""
+
+    def __init__(self) -> None:
+        self.ready = self.asked = 0
+
+    def note(self, text: str) -> None:
+        with open(os.environ['STUB_TRACE'], 'a') as file:
+            file.write(f'{text}\n')
+
+    def watch(self) -> None:
+        """Notes each module that an action comes to."""
+        from ansible.plugins.action import ActionBase
+
+        original = ActionBase._execute_module
+
+        def execute_module(action: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+            self.ready += 1
+            self.note(f'ready {self.ready}')
+            return original(action, *args, **kwargs)
+
+        ActionBase._execute_module = execute_module
+
+    def question(self) -> None:
+        """Holds an answer back until the next question is ready."""
+        self.asked += 1
+        number = self.asked
+        self.note(f'asked {number}')
+        tries = 3000
+        while self.ready <= number < ITEMS and tries:
+            time.sleep(0.01)
+            tries -= 1
+        self.note(f'answered {number}' if tries else f'{number} was not answered: the next one never came')
 
 
 class StubSession:
@@ -56,6 +106,9 @@ class StubSession:
 
     def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
         list(bodies)
+        if ITEMS:
+            baton.turn()
+            trace.question()
         time.sleep(random.uniform(LEAST, 1) * DELAY)
         for number, step in enumerate(request.steps):
             rc, stdout, stderr = 0, b'', b''
@@ -88,8 +141,13 @@ class StubSession:
         """Nothing was attached."""
 
 
+trace = Trace()
+
+
 def main() -> None:
     session = StubSession()
+    if ITEMS:
+        trace.watch()
     daemon.session = lambda: session  # type: ignore[assignment,return-value]
     from ansible.cli.playbook import main as ansible_playbook
 

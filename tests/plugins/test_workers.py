@@ -128,6 +128,34 @@ def test_one_host_gives_the_same_events_in_the_same_order(run: Run, worker: str)
     assert ours.words() == plain.words(), '\n'.join(different)
 
 
+@pytest.mark.parametrize('hosts', [1, 4])
+def test_loops_give_the_same_events(run: Run, hosts: int, tmp_path: pathlib.Path) -> None:
+    """Items are made ready while the one before them is at work, but for what they may see of it."""
+    plays = shutil.copytree(PLAYS, tmp_path / 'plays')  # for files beside the play that change
+    plain, ours = (run(plays / 'loops.yml', hosts, strategy=name, STUB_DELAYS='30') for name in ('linear', 'mitogen_linear'))
+    compare(plain, ours, whole=hosts == 1)
+
+
+@pytest.mark.parametrize(
+    ('task', 'ahead'),
+    [
+        ('command: "echo {{ item | upper }}"', True),
+        ('{become: true, ping: {data: "{{ item }}"}, register: r}', True),
+        ('{command: "echo {{ r }}", register: r, vars: {r: 1}}', False),
+        ('command: "echo {{ lookup(\'env\', item) }}"', False),
+        ('{command: "echo {{ item }}", loop_control: {pause: 0.01}}', False),
+    ],
+)
+def test_an_item_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, task: str, ahead: bool) -> None:
+    task = task if task.startswith('{') else f'{{{task}}}'
+    play = f'- hosts: all\n  gather_facts: false\n  tasks:\n  - {task[:-1]}, loop: [a, b, c]}}\n'
+    done = run(play, STUB_ITEMS='3' if ahead else '1', STUB_TRACE=str(tmp_path / 'trace'))
+    assert done.rc == 0, done.output
+    one_by_one = [f'{what} {n}' for n in (1, 2, 3) for what in ('ready', 'asked', 'answered')]
+    early = ['ready 1', 'asked 1', 'ready 2', 'answered 1', 'asked 2', 'ready 3', 'answered 2', 'asked 3', 'answered 3']
+    assert (tmp_path / 'trace').read_text().splitlines() == (early if ahead else one_by_one)
+
+
 @pytest.mark.parametrize('strategy', ['linear', 'free', 'host_pinned'])
 def test_several_hosts_give_the_same_events(run: Run, strategy: str) -> None:
     tags = {} if strategy == 'linear' else {'ANSIBLE_SKIP_TAGS': 'bypasses'}  # add_host, which free refuses
@@ -139,6 +167,7 @@ WAITS = {
     'an answer': ('- command: echo slow', 600_000),
     'a pause between tries': ('- {command: echo again, register: r, until: false, retries: 3, delay: 600}', 0),
     'a pipe': ("- debug: {msg: \"{{ lookup('pipe', 'sleep 600; true') }}\"}", 0),
+    'an item of a loop': ('- {command: "echo {{ item }}", loop: [1, 2, 3]}', 600_000),
     'a forked worker': ('- {command: echo slow, vars: {mitogen_worker: fork}}', 600_000),
 }
 

@@ -1,0 +1,330 @@
+"""Loops: while the target is at work on one item, the next is made ready.
+
+Two runners, each with the core's own loop and with copies of what it writes to, take the items by turns. An item's turn comes when the one
+before it has ended. Until then nobody notices what its runner does: it stops before its first request and before whatever tells it of
+what others do (see order.py), and what it says waits in its outbox. If what it has seen does not hold any more, it begins anew."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import re
+import threading
+import typing as t
+
+from ansible.executor.task_executor import TaskExecutor
+
+from . import baton, compat, isolation, loops, order, worker
+
+ACTIONS = frozenset(('command', 'copy', 'dnf', 'normal', 'package', 'raw', 'service', 'shell', 'template', 'yum'))
+"""Action plugins of the core that change nothing on the controller before their first request."""
+
+
+@contextlib.contextmanager
+def installed(workers: worker.Workers) -> t.Iterator[None]:
+    """Loops are run that way as long as this lasts."""
+    if loops.missing():
+        yield
+        return
+    original = TaskExecutor._run_loop
+
+    @functools.wraps(original)
+    def run_loop(self: t.Any, items: list[t.Any]) -> t.Any:
+        if len(items) < 2 or baton.holder() is None or not _independent(self):
+            return original(self, items)
+        return _Loop(workers, original, self, items).run()
+
+    TaskExecutor._run_loop = run_loop
+    try:
+        with order.installed():
+            yield
+    finally:
+        TaskExecutor._run_loop = original
+
+
+def _independent(executor: t.Any) -> bool:
+    """Whether no item of the loop depends on the one before it, as far as the task itself can tell."""
+    task = executor._task
+    control = task.loop_control
+    if task.until or task.retries is not None or task.async_val or task.delegate_to or task.timeout:
+        return False
+    if control.pause or control.extended or control.index_var or getattr(control, 'break_when', None):
+        return False
+    if isolation.plugin(task.action, task.collections) not in ACTIONS:
+        return False
+    names = [task.register] if isinstance(task.register, str) else list(task.register or ())
+    if not names:
+        return True
+    said = re.compile('|'.join(rf'\b{re.escape(name)}\b' for name in names))
+    own = {key: value for key, value in task.dump_attrs().items() if key not in ('register', 'name', 'changed_when', 'failed_when', 'loop')}
+    return not _says(said, own, '') and not _says(said, loops.variables(executor), '{')
+
+
+def _says(what: re.Pattern[str], value: t.Any, mark: str) -> bool:
+    """Whether a text with ``mark`` in it, anywhere in a value, says it. Variables refer to each other, in circles too."""
+    seen: set[int] = set()
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            if mark in value and what.search(value):
+                return True
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            values += value.values() if isinstance(value, dict) else value
+    return False
+
+
+class _Dropped(BaseException):
+    """What an item's runner has done before its turn does not count. Not an Exception: the core must not handle it."""
+
+
+class _Loop:
+    """A loop, its items, and who runs them. Whoever has the baton may touch it."""
+
+    def __init__(self, workers: worker.Workers, core: t.Callable[..., t.Any], executor: t.Any, items: list[t.Any]) -> None:
+        self.core = core
+        """The core's own loop."""
+        self._workers = workers
+        self._items = items
+        self._next = 0
+        self.ended = 0
+        """How many items have."""
+        self.alone: _Runner | None = None
+        """Who runs all the rest: what its item gave is a part of what the next depends on; or nothing is to be run any more."""
+        self.error: BaseException | None = None
+        self.first = _Runner(self, executor)
+        self.second: _Second | None = None
+        self._twin = loops.Twin(executor, worker.copy_task(executor._task))
+
+    def run(self) -> t.Any:
+        """As the core's loop."""
+        runner = self.first
+        try:
+            with runner.installed(), baton.taking_turns(runner):
+                answer = self.core(runner.executor, _Items(self, self.take(runner)))
+        except baton.Cancelled:
+            raise
+        except BaseException:
+            self.leave_to(runner)
+            self._join()
+            raise
+        if self.second is not None:
+            answer = self._twin.after_end(runner.executor, (answer, self.second.answer), loops.Order(runner.ran, self.second.ran))
+        return answer
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def take(self, runner: _Runner) -> t.Iterator[t.Any]:
+        """The items for a runner, one after the other; each has ended when it comes for the next."""
+        while self._next < len(self._items) and self.alone in (None, runner):
+            item = self._next
+            self._next += 1
+            runner.begin(item)
+            yield self._items[item]
+            if runner.dropped:
+                self._next = item
+            else:
+                self.ended = item + 1
+            runner.finish()
+            self._hand_over(runner)
+        if runner is self.first:
+            self._join()
+            if self.error is not None:
+                raise self.error
+            if self.second is not None:
+                self._twin.before_end(runner.executor, self._items, loops.Order(runner.ran, self.second.ran))
+
+    def begin_second(self) -> None:
+        """The target is at work for the first time."""
+        if self.second is None and self._next < len(self._items) and self.alone is None:
+            self.second = _Second(self, self._twin)
+            self._workers.begin_beside(self.second)
+
+    def leave_to(self, runner: _Runner) -> None:
+        """The other one's item is dropped, unless its turn has come."""
+        self.alone = runner
+        if (other := self._other(runner)) is not None:
+            other.wake.set()
+
+    def _other(self, runner: _Runner) -> _Runner | None:
+        return self.second if runner is self.first else self.first
+
+    def _hand_over(self, runner: _Runner) -> None:
+        """Lets the other one act, if its turn has come, before this one begins anything."""
+        other = self._other(runner)
+        if other is not None and other.item == self.ended:
+            other.wake.set()
+            with baton.waiting(other.acted.set):
+                other.acted.wait()
+
+    def _join(self) -> None:
+        self.first.acted.set()
+        if self.second is not None:
+            with baton.waiting(self.second.done.set):
+                self.second.done.wait()
+
+
+class _Items:
+    """What a runner's loop goes through."""
+
+    def __init__(self, loop: _Loop, items: t.Iterator[t.Any]) -> None:
+        self._loop, self._items = loop, items
+
+    def __len__(self) -> int:
+        return len(self._loop)
+
+    def __iter__(self) -> t.Iterator[t.Any]:
+        return self._items
+
+
+class _Runner:
+    """One of the two; the turn of its thread (baton.Turn)."""
+
+    def __init__(self, loop: _Loop, executor: t.Any) -> None:
+        self.executor = executor
+        self.item = -1
+        self.dropped = False
+        self.ran: list[int | None] = []
+        """Which item each of its results is for; None for one that was dropped."""
+        self.files = order.Files()
+        self.outbox = _Outbox(executor._final_q)
+        self.wake = threading.Event()
+        self.acted = threading.Event()
+        """Set while its item waits for something else than its turn, or it has none."""
+        self._loop = loop
+        self._may = False
+
+    @contextlib.contextmanager
+    def installed(self) -> t.Iterator[None]:
+        """Its executor is watched, and all it says goes through the outbox."""
+        executor = self.executor
+        queue, loader = executor._final_q, executor._loader
+        executor._final_q, executor._loader, executor._execute = self.outbox, order.Loader.watching(loader, self.files), self._execute
+        try:
+            with compat.display_through(self.outbox):
+                yield
+        finally:
+            executor._final_q, executor._loader = queue, loader
+            del executor._execute
+
+    def begin(self, item: int) -> None:
+        """Takes an item."""
+        self.item, self._may, self.dropped = item, False, False
+        self.files.forget()
+        self.acted.clear()
+        self.wake.clear()
+        self.outbox.hold()
+        if item == self._loop.ended:
+            self.wait()
+
+    def finish(self) -> None:
+        """Has no item any more."""
+        self.ran.append(None if self.dropped else self.item)
+        self.item = -1
+        self.outbox.mute()
+        self.acted.set()
+
+    def has_come(self) -> bool:
+        return self._may or self.dropped or self.item < 0
+
+    def leaving(self) -> None:
+        self.acted.set()
+        self._loop.begin_second()
+
+    def wait(self) -> None:
+        """Raises _Dropped if what the item has done so far was in vain."""
+        loop = self._loop
+        while loop.ended != self.item and loop.alone in (None, self):
+            with baton.waiting(self.wake.set):
+                self.wake.wait()
+            self.wake.clear()
+        if loop.ended != self.item or loop.alone not in (None, self) or not self.files.unchanged():
+            self.dropped = True
+            raise _Dropped
+        self._may = True
+        self.outbox.release()
+
+    def _execute(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        try:
+            try:
+                result = type(self.executor)._execute(self.executor, *args, **kwargs)
+            except Exception:
+                baton.turn()
+                raise
+            baton.turn()
+        except _Dropped:
+            self.outbox.mute()
+            return loops.skipped()
+        if loops.brings_variables(result):
+            self._loop.leave_to(self)
+        return result
+
+
+class _Second(_Runner):
+    """The one with a thread and an executor of its own."""
+
+    def __init__(self, loop: _Loop, twin: loops.Twin) -> None:
+        super().__init__(loop, twin.executor)
+        self.executor._loader = worker.copy_loader(self.executor._loader)
+        self.done = threading.Event()
+        self.answer: t.Any = None
+        self._twin = twin
+        self.outbox.mute()  # the first one has said what there is to say of the loop itself
+
+    def work(self) -> None:
+        """In the thread."""
+        try:
+            contextvars.Context().run(self._work)  # empty: as for any host-task, what the first one's has are objects, which the two would share
+        except baton.Cancelled:
+            pass
+        except BaseException as error:
+            if self.item >= 0:
+                self._loop.error = error
+                self._loop.leave_to(self)
+        finally:
+            self.executor._loader.cleanup_all_tmp_files()
+            self.item = -1
+            self.acted.set()
+            self.done.set()
+
+    def _work(self) -> None:
+        with self.installed(), self._twin.entered(), baton.taking_turns(self):
+            self.answer = self._loop.core(self.executor, _Items(self._loop, self._loop.take(self)))
+        loops.close(self.executor)
+
+
+class _Outbox:
+    """The result queue for a runner, which may be ahead."""
+
+    def __init__(self, queue: t.Any) -> None:
+        self._queue = queue
+        self._held: list[t.Callable[[], None]] | None = []
+        self._muted = False
+
+    def hold(self) -> None:
+        """What comes from now on waits."""
+        self._held, self._muted = [], False
+
+    def release(self) -> None:
+        """What waits goes, and what comes from now on goes at once."""
+        held, self._held = self._held or (), None
+        for send in held:
+            send()
+
+    def mute(self) -> None:
+        """What waits, and what comes from now on, is forgotten."""
+        self._held, self._muted = None, True
+
+    def __getattr__(self, name: str) -> t.Any:
+        return functools.partial(self._send, getattr(self._queue, name))
+
+    def _send(self, send: t.Callable[..., None], *args: t.Any, **kwargs: t.Any) -> None:
+        if self._muted:
+            return
+        if self._held is None:
+            send(*args, **kwargs)
+        else:
+            self._held.append(functools.partial(send, *args, **kwargs))

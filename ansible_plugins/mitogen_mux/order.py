@@ -1,0 +1,173 @@
+"""What tells a thread that is ahead of what others do: before it looks, it waits for its turn; or what it saw is looked at again then."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import stat
+import typing as t
+
+import jinja2
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import lookup_loader
+
+from . import baton, compat
+
+_PURE = ('jinja2.', 'ansible.plugins.filter.', 'ansible.plugins.test.core', 'ansible.plugins.test.mathstuff', 'ansible.plugins.test.uri')
+"""Modules of filters and tests whose answers depend on their arguments alone …"""
+
+_IMPURE = frozenset(('expanduser', 'expandvars', 'fileglob', 'normpath', 'realpath', 'relpath', 'strftime', 'vaulted_file'))
+"""… but for these."""
+
+_Identity = tuple[int, ...] | None
+
+
+@contextlib.contextmanager
+def installed() -> t.Iterator[None]:
+    """As long as this lasts: lookups, the time, and filters and tests that are not known to be pure."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_replaced(lookup_loader, 'get', _in_turn(lookup_loader.get)))
+        stack.enter_context(_replaced(jinja2.FileSystemLoader, 'get_source', _get_source(jinja2.FileSystemLoader.get_source)))
+        intercept, owner, name = compat.template_plugins()
+        stack.enter_context(_replaced(intercept, '__getitem__', _plugin(intercept.__getitem__)))
+        clock = getattr(owner, name)
+        stack.enter_context(_replaced(owner, name, _in_turn(clock) if callable(clock) else _Dates(clock)))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: t.Any, name: str, new: t.Any) -> t.Iterator[None]:
+    own = name in vars(owner)
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, old)
+        else:
+            delattr(owner, name)
+
+
+def _in_turn(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    @functools.wraps(original)
+    def call(*args: t.Any, **kwargs: t.Any) -> t.Any:
+        baton.turn()
+        return original(*args, **kwargs)
+
+    return call
+
+
+def _plugin(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    def getitem(self: t.Any, key: t.Any) -> t.Any:
+        function = original(self, key)
+        if (mine := baton.my_turn()) is not None and not mine.has_come():
+            module = str(getattr(function, '__module__', None)) + '.'
+            if not module.startswith(_PURE) or str(key).rpartition('.')[2] in _IMPURE:
+                baton.turn()
+        return function
+
+    return getitem
+
+
+def _get_source(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    def get_source(*args: t.Any, **kwargs: t.Any) -> t.Any:
+        answer = original(*args, **kwargs)
+        if (mine := baton.my_turn()) is not None:
+            mine.files.saw(answer[1])
+        return answer
+
+    return get_source
+
+
+class _Dates:
+    """Stands for the module ``datetime`` where the core answers ``now()``."""
+
+    def __init__(self, real: t.Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> t.Any:
+        baton.turn()
+        return getattr(self._real, name)
+
+
+class Files:
+    """The controller's files that a thread has looked at before its turn."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Identity] = {}
+
+    def saw(self, path: t.Any) -> None:
+        """Notes a file; waits for the turn before what is in a folder is looked at."""
+        path = os.fsdecode(path)
+        if os.path.isdir(path):
+            baton.turn()
+        self._seen.setdefault(path, _identity(path))
+
+    def forget(self) -> None:
+        """Another item begins."""
+        self._seen.clear()
+
+    def unchanged(self) -> bool:
+        """Whether all are what they were."""
+        return all(_identity(path) == identity for path, identity in self._seen.items())
+
+
+def _identity(path: str) -> _Identity:
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    if stat.S_ISDIR(info.st_mode):
+        return (info.st_dev, info.st_ino)
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+class Loader(DataLoader):
+    """The core's loader, which notes what is looked at."""
+
+    files: Files
+
+    @classmethod
+    def watching(cls, real: t.Any, files: Files) -> t.Any:
+        """``real`` with the same state."""
+        loader = object.__new__(cls)
+        loader.__dict__.update(real.__dict__)
+        loader.files = files
+        return loader
+
+    def path_exists(self, path: t.Any) -> t.Any:
+        self.files.saw(self.path_dwim(path))
+        return super().path_exists(path)
+
+    def is_file(self, path: t.Any) -> t.Any:
+        self.files.saw(self.path_dwim(path))
+        return super().is_file(path)
+
+    def is_directory(self, path: t.Any) -> t.Any:
+        self.files.saw(self.path_dwim(path))
+        return super().is_directory(path)
+
+    def list_directory(self, path: t.Any) -> t.Any:
+        baton.turn()
+        return super().list_directory(path)
+
+    def _get_file_contents(self, file_name: t.Any) -> t.Any:
+        self.files.saw(self.path_dwim(file_name))
+        return super()._get_file_contents(file_name)
+
+    def get_text_file_contents(self, file_name: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        """Since 2.19."""
+        self.files.saw(self.path_dwim(file_name))
+        return super().get_text_file_contents(file_name, *args, **kwargs)
+
+    def get_real_file(self, file_path: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        self.files.saw(self.path_dwim(file_path))
+        return super().get_real_file(file_path, *args, **kwargs)
+
+    def path_dwim_relative_stack(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        found = super().path_dwim_relative_stack(*args, **kwargs)
+        if found:
+            self.files.saw(found)
+        return found
