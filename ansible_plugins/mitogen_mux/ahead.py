@@ -24,7 +24,7 @@ ACTIONS = frozenset(('command', 'copy', 'dnf', 'normal', 'package', 'raw', 'serv
 @contextlib.contextmanager
 def installed(workers: worker.Workers) -> t.Iterator[None]:
     """Loops are run that way as long as this lasts."""
-    if loops.missing():
+    if compat.missing_loops():
         yield
         return
     original = TaskExecutor._run_loop
@@ -58,7 +58,7 @@ def _independent(executor: t.Any) -> bool:
         return True
     said = re.compile('|'.join(rf'\b{re.escape(name)}\b' for name in names))
     own = {key: value for key, value in task.dump_attrs().items() if key not in ('register', 'name', 'changed_when', 'failed_when', 'loop')}
-    return not _says(said, own, '') and not _says(said, loops.variables(executor), '{')
+    return not _says(said, own, '') and not _says(said, compat.loop_variables(executor), '{')
 
 
 def _says(what: re.Pattern[str], value: t.Any, mark: str) -> bool:
@@ -257,8 +257,8 @@ class _Runner:
             baton.turn()
         except _Dropped:
             self.outbox.mute()
-            return loops.skipped()
-        if loops.brings_variables(result):
+            return compat.skipped_item()
+        if compat.brings_variables(result):
             self._loop.leave_to(self)
         return result
 
@@ -293,7 +293,7 @@ class _Second(_Runner):
     def _work(self) -> None:
         with self.installed(), self._twin.entered(), baton.taking_turns(self):
             self.answer = self._loop.core(self.executor, _Items(self._loop, self._loop.take(self)))
-        loops.close(self.executor)
+        self._twin.close()
 
 
 class _Outbox:
@@ -301,7 +301,7 @@ class _Outbox:
 
     def __init__(self, queue: t.Any) -> None:
         self._queue = queue
-        self._held: list[t.Callable[[], None]] | None = []
+        self._held: list[t.Callable[[], None]] | None = None
         self._muted = False
 
     def hold(self) -> None:

@@ -302,6 +302,63 @@ def _run_since_2_21(job: dict[str, t.Any], _task: t.Any) -> None:
                 final_q.send_task_result(Host(name=host.name), surrogate, utr)
 
 
+def missing_loops() -> str:
+    """What this core lacks of what two runners of a loop stand on; empty if they fit."""
+    from ansible.executor.task_executor import TaskExecutor
+
+    if list(inspect.signature(TaskExecutor._run_loop).parameters) != ['self', 'items'] or not callable(getattr(TaskExecutor, '_execute', None)):
+        return 'TaskExecutor._run_loop'
+    if BUILT_MODULE is not None:
+        from ansible._internal import _task
+
+        wanted = {'_loop_items', '_item_index', '_raw_loop_results', '_base_task_vars', '_active_task_vars', '_templar'}
+        if hasattr(_task.TaskContext, 'create') and not wanted <= set(_task.TaskContext.__dataclass_fields__):
+            return 'TaskContext'
+    return ''
+
+
+def loop_context() -> t.Any:
+    """What keeps a loop's state since 2.21; None up to 2.20, where the executor does."""
+    if BUILT_MODULE is None:
+        return None
+    from ansible._internal import _task
+
+    return _task.TaskContext.current() if hasattr(_task.TaskContext, 'create') else None
+
+
+def current_task(task: t.Any) -> contextlib.AbstractContextManager[t.Any]:
+    """Makes a task the thread's current one, which no core before 2.19 asks for. Not for 2.21, where it belongs to a loop's state."""
+    if BUILT_MODULE is None:
+        return contextlib.nullcontext()
+    from ansible._internal import _task
+
+    return t.cast('contextlib.AbstractContextManager[t.Any]', _task.TaskContext(task))
+
+
+def loop_variables(executor: t.Any) -> t.Any:
+    """Those of a task that is about to loop."""
+    context = loop_context()
+    return executor._job_vars if context is None else context.task_vars
+
+
+def skipped_item() -> t.Any:
+    """The result of an item that was not run: a dictionary up to 2.20."""
+    if loop_context() is None:
+        return {'skipped': True, 'changed': False}
+    from ansible._internal import _task
+
+    with _task.UnifiedTaskResult.create_and_record() as result:
+        result.set_skipped('not run')
+    return result
+
+
+def brings_variables(result: t.Any) -> bool:
+    """Whether what comes after this result may see something new, besides what is registered."""
+    if isinstance(result, dict):
+        return 'ansible_facts' in result
+    return bool(result.ansible_facts) or any(result.pending_changes.register_host_variables.values())
+
+
 def template_plugins() -> tuple[t.Any, t.Any, str]:
     """Where templates find their filters and tests; and the owner and name of what answers ``now()``: the function itself up to 2.18, the
     module datetime as it sees it since 2.19."""

@@ -1,66 +1,12 @@
-"""The core's loop as two executors can share it: what it keeps between items, with the versions that differ in it."""
+"""A loop's second executor: what the core's loop keeps between items, twice, and the results of both as those of one."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import typing as t
 
-from ansible.executor.task_executor import TaskExecutor
-
-try:
-    from ansible._internal import _task  # since 2.19
-except ImportError:
-    _task = None
-
-_STATE = ('_loop_items', '_item_index', '_raw_loop_results', '_base_task_vars', '_active_task_vars', '_templar')
-
-
-def _context() -> t.Any:
-    """What keeps a loop's state since 2.21; None in cores where it is the executor itself."""
-    if _task is None or not hasattr(_task.TaskContext, 'create'):
-        return None
-    return _task.TaskContext.current()
-
-
-def missing() -> str:
-    """What this core lacks of what two runners stand on; empty if they fit."""
-    if list(inspect.signature(TaskExecutor._run_loop).parameters) != ['self', 'items'] or not callable(getattr(TaskExecutor, '_execute', None)):
-        return 'TaskExecutor._run_loop'
-    if _task is not None and hasattr(_task.TaskContext, 'create'):
-        fields = getattr(_task.TaskContext, '__dataclass_fields__', {})
-        if not all(name in fields for name in _STATE):
-            return 'TaskContext'
-    return ''
-
-
-def variables(executor: t.Any) -> t.Any:
-    """Those of the task."""
-    context = _context()
-    return executor._job_vars if context is None else context.task_vars
-
-
-def skipped() -> t.Any:
-    """The result of an item that was not run."""
-    if _context() is None:
-        return {'skipped': True, 'changed': False}
-    with _task.UnifiedTaskResult.create_and_record() as result:
-        result.set_skipped('dropped')
-    return result
-
-
-def brings_variables(result: t.Any) -> bool:
-    """Whether the next item may see something new after this result."""
-    if isinstance(result, dict):
-        return 'ansible_facts' in result
-    return bool(result.ansible_facts) or any(result.pending_changes.register_host_variables.values())
-
-
-def close(executor: t.Any) -> None:
-    """As the core does when a task has ended."""
-    with contextlib.suppress(Exception):
-        executor._connection.close()
+from . import compat
 
 
 class Twin:
@@ -71,7 +17,7 @@ class Twin:
         self.executor: t.Any = object.__new__(type(executor))
         self.executor.__dict__.update(executor.__dict__)
         self.executor._connection = None
-        self._first: t.Any = _context()
+        self._first: t.Any = compat.loop_context()
         self._second: t.Any = None
         if self._first is not None:
             self._second = copy.copy(self._first)
@@ -82,12 +28,17 @@ class Twin:
         else:
             self.executor._task = task
             self.executor._job_vars = dict(executor._job_vars)
-            if _task is not None:
-                self._second = _task.TaskContext(task)
+
+    def close(self) -> None:
+        """As the core does when a task has ended."""
+        with contextlib.suppress(Exception):
+            self.executor._connection.close()
 
     def entered(self) -> contextlib.AbstractContextManager[t.Any]:
         """In the second one's thread: its task is the current one."""
-        return contextlib.nullcontext() if self._second is None else t.cast('contextlib.AbstractContextManager[t.Any]', self._second)
+        if self._second is None:
+            return compat.current_task(self.executor._task)
+        return t.cast('contextlib.AbstractContextManager[t.Any]', self._second)
 
     def before_end(self, executor: t.Any, items: list[t.Any], order: Order) -> None:
         """Before the first one's loop ends: where the state knows the results, it gets all."""

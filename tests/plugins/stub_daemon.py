@@ -49,7 +49,7 @@ def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, by
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, 'w') as file:
             file.write(text or f'{time.time():.6f}')
-        result.update(cmd=verb, stdout='')
+        result.update(cmd=verb, stdout=text)
     if raw.startswith('unreachable'):
         raise RpcError(14, 'gone', error_pb2.Error(kind=error_pb2.Error.UNREACHABLE, host=host, message='gone'))
     if raw.startswith('garbage'):
