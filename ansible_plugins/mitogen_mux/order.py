@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import os
 import stat
 import typing as t
@@ -14,8 +15,17 @@ from ansible.plugins.loader import lookup_loader
 
 from . import baton, compat
 
-_PURE = ('jinja2.', 'ansible.plugins.filter.', 'ansible.plugins.test.core', 'ansible.plugins.test.mathstuff', 'ansible.plugins.test.uri')
-"""Modules of filters and tests whose answers depend on their arguments alone …"""
+_PLUGINS = os.path.join(compat.CORE_ROOT, 'ansible', 'plugins', '')
+
+_PURE = (
+    os.path.join(os.path.dirname(jinja2.__file__), ''),
+    f'{_PLUGINS}filter/',
+    f'{_PLUGINS}test/core.py',
+    f'{_PLUGINS}test/mathstuff.py',
+    f'{_PLUGINS}test/uri.py',
+    os.path.join(compat.CORE_ROOT, 'ansible', 'utils', 'unicode.py'),
+)
+"""Where filters and tests are written whose answers depend on their arguments alone …"""
 
 _IMPURE = frozenset(('expanduser', 'expandvars', 'fileglob', 'normpath', 'realpath', 'relpath', 'strftime', 'vaulted_file'))
 """… but for these."""
@@ -62,13 +72,21 @@ def _in_turn(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
 def _plugin(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     def getitem(self: t.Any, key: t.Any) -> t.Any:
         function = original(self, key)
-        if (mine := baton.my_turn()) is not None and not mine.has_come():
-            module = str(getattr(function, '__module__', None)) + '.'
-            if not module.startswith(_PURE) or str(key).rpartition('.')[2] in _IMPURE:
-                baton.turn()
+        if (mine := baton.my_turn()) is not None and not mine.has_come() and not _is_pure(str(key), function):
+            baton.turn()
         return function
 
     return getitem
+
+
+def _is_pure(name: str, function: t.Any) -> bool:
+    function = inspect.unwrap(function)
+    if isinstance(function, functools.partial):
+        function = function.func
+    code = getattr(function, '__code__', None)
+    if code is None:
+        return getattr(function, '__module__', None) in ('builtins', '_operator', 'math')
+    return code.co_filename.startswith(_PURE) and name.rpartition('.')[2] not in _IMPURE
 
 
 def _get_source(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
