@@ -171,6 +171,9 @@ func feedStream(ctx context.Context, stream *agent.Stream, body Body, end contex
 func receive(ctx context.Context, stream *agent.Stream, out *Output) (*agent.Result, error) {
 	for {
 		event, err := stream.Recv(ctx)
+		if err == nil {
+			err = ctx.Err() // of a job that always has something to say
+		}
 		if err != nil {
 			return nil, err
 		}
