@@ -12,8 +12,9 @@ const MaxInline = 64 << 10
 // Output gathers what a job prints and hands it on in parts, in order: it never holds more than MaxInline bytes and the one frame that
 // overflowed them. It is safe for concurrent use.
 type Output struct {
-	emit func(stdout, stderr []byte) error
-	keep int
+	emit   func(stdout, stderr []byte) error
+	keep   int
+	inline int
 
 	mu      sync.Mutex
 	stdout  []byte
@@ -26,8 +27,11 @@ type Output struct {
 // NewOutput returns an empty Output. emit gets each part that does not fit; it may block, which stops the job's output at its
 // source, and must not keep the slices. The first keep bytes of stdout stay for guards; if there were more, none are.
 func NewOutput(keep int, emit func(stdout, stderr []byte) error) *Output {
-	return &Output{emit: emit, keep: keep}
+	return &Output{emit: emit, keep: keep, inline: MaxInline}
 }
+
+// NewLiveOutput returns an Output that hands on everything as it comes.
+func NewLiveOutput(emit func(stdout, stderr []byte) error) *Output { return &Output{emit: emit} }
 
 // AddStdout takes the next bytes of stdout. An error is emit's, as a *fault.Error, and final.
 func (o *Output) AddStdout(p []byte) error {
@@ -51,7 +55,7 @@ func (o *Output) AddStderr(p []byte) error {
 }
 
 func (o *Output) spillLocked() error {
-	if o.emitErr == nil && len(o.stdout)+len(o.stderr) > MaxInline {
+	if o.emitErr == nil && len(o.stdout)+len(o.stderr) > o.inline {
 		if err := o.emit(o.stdout, o.stderr); err != nil {
 			o.emitErr = &fault.Error{Kind: fault.Cancelled, Message: "nobody reads the job's output", Cause: err}
 		}

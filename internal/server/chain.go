@@ -15,8 +15,8 @@ import (
 const maxChainedParams = 64 << 10
 
 // chainFrom returns how many steps from i on the agent can carry out without asking back: it looks at their guards itself, so that they
-// cost one round trip. A command with content or a terminal is carried out by itself, a module with very long parameters too, and what
-// has a guard on a step before i begins another chain.
+// cost one round trip. A command with content or a terminal is carried out by itself, a module with very long parameters and a ticket too,
+// and what has a guard on a step before i begins another chain.
 func (r *request) chainFrom(i int) int {
 	if !r.node.HasAgent() {
 		return 1
@@ -24,7 +24,7 @@ func (r *request) chainFrom(i int) int {
 	n := 0
 	for _, s := range r.steps[i:] {
 		alone := s.command != nil && (s.command.hasBody || s.command.remember || s.command.command.TTY)
-		alone = alone || (s.module != nil && len(s.module.module.Params) > maxChainedParams)
+		alone = alone || s.ticket != nil || (s.module != nil && len(s.module.module.Params) > maxChainedParams)
 		if alone || (s.guard != nil && s.guard.step < i) {
 			break
 		}

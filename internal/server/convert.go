@@ -21,7 +21,7 @@ const (
 	maxBodyPart  = 128 << 10
 )
 
-// step is a muxv1.Step as a value: one of module, command, put, get and folder is set.
+// step is a muxv1.Step as a value: one of module, command, put, get, folder and ticket is set.
 type step struct {
 	guard   *guard
 	module  *moduleStep
@@ -29,6 +29,7 @@ type step struct {
 	put     *putStep
 	get     *getStep
 	folder  *folderStep
+	ticket  *ticketStep
 }
 
 type guard struct {
@@ -66,6 +67,11 @@ type folderStep struct {
 	path    []byte
 	remove  bool
 	asLogin bool
+}
+
+type ticketStep struct {
+	shell [][]byte
+	host  string
 }
 
 // toPath converts and checks a path.
@@ -231,6 +237,8 @@ func toStep(s *muxv1.Step) (out step, err error) {
 		if err = words([][]byte{f.GetPath()}); err == nil && !bytes.HasPrefix(f.GetPath(), []byte("/")) {
 			err = invalid("not an absolute path: %.80q", f.GetPath())
 		}
+	case *muxv1.Step_Ticket:
+		out.ticket, err = toTicket(action.Ticket)
 	default:
 		err = invalid("no action, or one that this daemon does not know")
 	}
@@ -333,6 +341,16 @@ func toPut(p *muxv1.Put) (*putStep, error) {
 	default:
 		return nil, invalid("no source, or one that this daemon does not know")
 	}
+}
+
+func toTicket(t *muxv1.Ticket) (*ticketStep, error) {
+	if len(t.GetShell()) == 0 || t.GetHost() == "" {
+		return nil, invalid("no shell, or no host")
+	}
+	if err := words(t.GetShell()); err != nil {
+		return nil, err
+	}
+	return &ticketStep{shell: t.GetShell(), host: t.GetHost()}, short(t.GetHost())
 }
 
 func toProcess(p *muxv1.Process) (cwd []byte, environ [][]byte, err error) {

@@ -68,6 +68,8 @@ func TestHostileRequests(t *testing.T) {
 		"empty step":     {func(r *muxv1.Request) { r.Steps = []*muxv1.Step{{}} }, "step 0: no action"},
 		"newer step":     {func(r *muxv1.Request) { r.Steps = []*muxv1.Step{newerStep} }, "step 0: no action, or one that this daemon does not know"},
 		"no payload":     {func(r *muxv1.Request) { r.Steps = []*muxv1.Step{{Action: &muxv1.Step_Module{Module: &muxv1.Module{}}}} }, "no payload"},
+		"no shell":       {func(r *muxv1.Request) { r.Steps = []*muxv1.Step{{Action: &muxv1.Step_Ticket{Ticket: &muxv1.Ticket{}}}} }, "no shell"},
+		"long name":      {func(r *muxv1.Request) { r.Steps = []*muxv1.Step{ticket1(long)} }, "too long"},
 		"no command":     {func(r *muxv1.Request) { r.Steps = command(func(c *muxv1.Command) { c.Argv = nil }) }, "no command"},
 		"NUL in command": {func(r *muxv1.Request) { r.Steps = command(func(c *muxv1.Command) { c.Plain = []byte("a\x00") }) }, "NUL"},
 		"many words": {func(r *muxv1.Request) {

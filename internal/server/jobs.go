@@ -251,6 +251,8 @@ func (r *request) runStep(ctx context.Context, i uint32, of asked) (*muxv1.StepR
 		return r.put(ctx, i, of, s.put)
 	case s.folder != nil:
 		return r.folder(ctx, i, of, s.folder)
+	case s.ticket != nil:
+		return r.ticket(i, s.ticket)
 	default:
 		return r.get(ctx, i, of, s.get)
 	}

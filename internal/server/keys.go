@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"hash"
 
 	"google.golang.org/protobuf/proto"
@@ -58,6 +59,22 @@ func (k *keyMaker) account(h *muxv1.Hop, run string) hop.Key {
 		writeBytes(mac, []byte(run))
 	}
 	return hop.Key(mac.Sum(nil))
+}
+
+// ticket is what names the end of a path to processes of a run.
+func (k *keyMaker) ticket(run, host string, path hop.Path, shell [][]byte) string {
+	mac := hmac.New(sha256.New, k.secret[:])
+	writeBytes(mac, []byte("ticket"))
+	writeBytes(mac, []byte(run))
+	writeBytes(mac, []byte(host))
+	for _, h := range path {
+		writeBytes(mac, h.Account[:])
+	}
+	writeNumber(mac, uint64(len(shell)))
+	for _, word := range shell {
+		writeBytes(mac, word)
+	}
+	return run + "." + hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 // encode writes a message's identity so that two messages give the same bytes only if it is the same: each field that is set with its

@@ -38,6 +38,7 @@ type run struct {
 	core     string
 	hop      hop.Run // what dials are told; the newest Attach counts
 	requests int     // under way
+	tickets  map[string]ticket
 	ctx      context.Context
 	end      context.CancelCauseFunc
 }
@@ -71,7 +72,7 @@ func (r *registry) attach(p process, core string, settings hop.Run) (string, err
 		return "", invalid("cannot attach process %d: %s", p.pid, err)
 	}
 	settings.ID = randomID()
-	attached := &run{id: settings.ID, process: p, umask: umaskOf(p.pid), core: core, hop: settings}
+	attached := &run{id: settings.ID, process: p, umask: umaskOf(p.pid), core: core, hop: settings, tickets: map[string]ticket{}}
 	attached.ctx, attached.end = context.WithCancelCause(context.Background())
 	r.byID[attached.id], r.byProcess[p] = attached, attached
 	r.log.Info("run attached", "run", attached.id, "pid", p.pid, "core", core)

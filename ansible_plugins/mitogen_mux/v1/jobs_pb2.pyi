@@ -38,20 +38,22 @@ class Request(_message.Message):
     def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("module", "command", "put", "get", "folder", "guard")
+    __slots__ = ("module", "command", "put", "get", "folder", "ticket", "guard")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     PUT_FIELD_NUMBER: _ClassVar[int]
     GET_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
+    TICKET_FIELD_NUMBER: _ClassVar[int]
     GUARD_FIELD_NUMBER: _ClassVar[int]
     module: Module
     command: Command
     put: Put
     get: Get
     folder: Folder
+    ticket: Ticket
     guard: Guard
-    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., put: _Optional[_Union[Put, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., folder: _Optional[_Union[Folder, _Mapping]] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
+    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., put: _Optional[_Union[Put, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., folder: _Optional[_Union[Folder, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
 
 class Guard(_message.Message):
     __slots__ = ("step", "field", "value", "unequal")
@@ -156,6 +158,41 @@ class Folder(_message.Message):
     remove: bool
     as_login: bool
     def __init__(self, path: _Optional[bytes] = ..., remove: bool = ..., as_login: bool = ...) -> None: ...
+
+class Ticket(_message.Message):
+    __slots__ = ("shell", "host")
+    SHELL_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    shell: _containers.RepeatedScalarFieldContainer[bytes]
+    host: str
+    def __init__(self, shell: _Optional[_Iterable[bytes]] = ..., host: _Optional[str] = ...) -> None: ...
+
+class ExecRequest(_message.Message):
+    __slots__ = ("start", "stdin")
+    class Start(_message.Message):
+        __slots__ = ("ticket", "host", "command")
+        TICKET_FIELD_NUMBER: _ClassVar[int]
+        HOST_FIELD_NUMBER: _ClassVar[int]
+        COMMAND_FIELD_NUMBER: _ClassVar[int]
+        ticket: str
+        host: str
+        command: bytes
+        def __init__(self, ticket: _Optional[str] = ..., host: _Optional[str] = ..., command: _Optional[bytes] = ...) -> None: ...
+    START_FIELD_NUMBER: _ClassVar[int]
+    STDIN_FIELD_NUMBER: _ClassVar[int]
+    start: ExecRequest.Start
+    stdin: bytes
+    def __init__(self, start: _Optional[_Union[ExecRequest.Start, _Mapping]] = ..., stdin: _Optional[bytes] = ...) -> None: ...
+
+class ExecReply(_message.Message):
+    __slots__ = ("stdout", "stderr", "rc")
+    STDOUT_FIELD_NUMBER: _ClassVar[int]
+    STDERR_FIELD_NUMBER: _ClassVar[int]
+    RC_FIELD_NUMBER: _ClassVar[int]
+    stdout: bytes
+    stderr: bytes
+    rc: int
+    def __init__(self, stdout: _Optional[bytes] = ..., stderr: _Optional[bytes] = ..., rc: _Optional[int] = ...) -> None: ...
 
 class RunReply(_message.Message):
     __slots__ = ("output", "result", "log")

@@ -75,7 +75,7 @@ func (x Log_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Level.Descriptor instead.
 func (Log_Level) EnumDescriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17, 0}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{20, 0}
 }
 
 type RunRequest struct {
@@ -299,6 +299,7 @@ type Step struct {
 	//	*Step_Put
 	//	*Step_Get
 	//	*Step_Folder
+	//	*Step_Ticket
 	Action isStep_Action `protobuf_oneof:"action"`
 	// Absent: the step runs if every step before it was run or skipped without an Error.
 	Guard         *Guard `protobuf:"bytes,15,opt,name=guard,proto3" json:"guard,omitempty"`
@@ -388,6 +389,15 @@ func (x *Step) GetFolder() *Folder {
 	return nil
 }
 
+func (x *Step) GetTicket() *Ticket {
+	if x != nil {
+		if x, ok := x.Action.(*Step_Ticket); ok {
+			return x.Ticket
+		}
+	}
+	return nil
+}
+
 func (x *Step) GetGuard() *Guard {
 	if x != nil {
 		return x.Guard
@@ -419,6 +429,10 @@ type Step_Folder struct {
 	Folder *Folder `protobuf:"bytes,5,opt,name=folder,proto3,oneof"`
 }
 
+type Step_Ticket struct {
+	Ticket *Ticket `protobuf:"bytes,6,opt,name=ticket,proto3,oneof"`
+}
+
 func (*Step_Module) isStep_Action() {}
 
 func (*Step_Command) isStep_Action() {}
@@ -428,6 +442,8 @@ func (*Step_Put) isStep_Action() {}
 func (*Step_Get) isStep_Action() {}
 
 func (*Step_Folder) isStep_Action() {}
+
+func (*Step_Ticket) isStep_Action() {}
 
 // Guard lets a step run only if a field of an earlier step's result has a value.
 type Guard struct {
@@ -1073,6 +1089,202 @@ func (x *Folder) GetAsLogin() bool {
 	return false
 }
 
+// Ticket lets processes that the run starts run commands on the node, by Exec, until the run ends. The step's stdout is the ticket: for the
+// same run, path and host it is the same.
+type Ticket struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Shell         [][]byte               `protobuf:"bytes,1,rep,name=shell,proto3" json:"shell,omitempty"` // the words before a command line where an agent starts it
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`   // what its holders call the node
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ticket) Reset() {
+	*x = Ticket{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ticket) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ticket) ProtoMessage() {}
+
+func (x *Ticket) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
+func (*Ticket) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Ticket) GetShell() [][]byte {
+	if x != nil {
+		return x.Shell
+	}
+	return nil
+}
+
+func (x *Ticket) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type ExecRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*ExecRequest_Start_
+	//	*ExecRequest_Stdin
+	Part          isExecRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecRequest) Reset() {
+	*x = ExecRequest{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecRequest) ProtoMessage() {}
+
+func (x *ExecRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
+func (*ExecRequest) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ExecRequest) GetPart() isExecRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *ExecRequest) GetStart() *ExecRequest_Start {
+	if x != nil {
+		if x, ok := x.Part.(*ExecRequest_Start_); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ExecRequest) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*ExecRequest_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+type isExecRequest_Part interface {
+	isExecRequest_Part()
+}
+
+type ExecRequest_Start_ struct {
+	Start *ExecRequest_Start `protobuf:"bytes,1,opt,name=start,proto3,oneof"` // exactly once, first
+}
+
+type ExecRequest_Stdin struct {
+	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"` // at most 128 KiB
+}
+
+func (*ExecRequest_Start_) isExecRequest_Part() {}
+
+func (*ExecRequest_Stdin) isExecRequest_Part() {}
+
+type ExecReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stdout        []byte                 `protobuf:"bytes,1,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        []byte                 `protobuf:"bytes,2,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Rc            *int32                 `protobuf:"zigzag32,3,opt,name=rc,proto3,oneof" json:"rc,omitempty"` // the last message; 128 + n if signal n ended it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecReply) Reset() {
+	*x = ExecReply{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecReply) ProtoMessage() {}
+
+func (x *ExecReply) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecReply.ProtoReflect.Descriptor instead.
+func (*ExecReply) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ExecReply) GetStdout() []byte {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *ExecReply) GetStderr() []byte {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+func (x *ExecReply) GetRc() int32 {
+	if x != nil && x.Rc != nil {
+		return *x.Rc
+	}
+	return 0
+}
+
 type RunReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -1087,7 +1299,7 @@ type RunReply struct {
 
 func (x *RunReply) Reset() {
 	*x = RunReply{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1311,7 @@ func (x *RunReply) String() string {
 func (*RunReply) ProtoMessage() {}
 
 func (x *RunReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1324,7 @@ func (x *RunReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReply.ProtoReflect.Descriptor instead.
 func (*RunReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RunReply) GetEvent() isRunReply_Event {
@@ -1183,7 +1395,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1407,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1420,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Output) GetStep() uint32 {
@@ -1248,7 +1460,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1260,7 +1472,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1273,7 +1485,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StepResult) GetStep() uint32 {
@@ -1345,7 +1557,7 @@ type Spans struct {
 
 func (x *Spans) Reset() {
 	*x = Spans{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1569,7 @@ func (x *Spans) String() string {
 func (*Spans) ProtoMessage() {}
 
 func (x *Spans) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1582,7 @@ func (x *Spans) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spans.ProtoReflect.Descriptor instead.
 func (*Spans) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Spans) GetQueue() uint64 {
@@ -1413,7 +1625,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1637,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1650,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Log) GetLevel() Log_Level {
@@ -1462,6 +1674,66 @@ func (x *Log) GetText() string {
 	return ""
 }
 
+type ExecRequest_Start struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ticket        string                 `protobuf:"bytes,1,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`       // must be that of the ticket
+	Command       []byte                 `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"` // a command line
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecRequest_Start) Reset() {
+	*x = ExecRequest_Start{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecRequest_Start) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecRequest_Start) ProtoMessage() {}
+
+func (x *ExecRequest_Start) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecRequest_Start.ProtoReflect.Descriptor instead.
+func (*ExecRequest_Start) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14, 0}
+}
+
+func (x *ExecRequest_Start) GetTicket() string {
+	if x != nil {
+		return x.Ticket
+	}
+	return ""
+}
+
+func (x *ExecRequest_Start) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *ExecRequest_Start) GetCommand() []byte {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
 var File_mitogen_mux_v1_jobs_proto protoreflect.FileDescriptor
 
 const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
@@ -1480,13 +1752,14 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12(\n" +
 	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12*\n" +
-	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xa8\x02\n" +
+	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xda\x02\n" +
 	"\x04Step\x120\n" +
 	"\x06module\x18\x01 \x01(\v2\x16.mitogen_mux.v1.ModuleH\x00R\x06module\x123\n" +
 	"\acommand\x18\x02 \x01(\v2\x17.mitogen_mux.v1.CommandH\x00R\acommand\x12'\n" +
 	"\x03put\x18\x03 \x01(\v2\x13.mitogen_mux.v1.PutH\x00R\x03put\x12'\n" +
 	"\x03get\x18\x04 \x01(\v2\x13.mitogen_mux.v1.GetH\x00R\x03get\x120\n" +
-	"\x06folder\x18\x05 \x01(\v2\x16.mitogen_mux.v1.FolderH\x00R\x06folder\x12+\n" +
+	"\x06folder\x18\x05 \x01(\v2\x16.mitogen_mux.v1.FolderH\x00R\x06folder\x120\n" +
+	"\x06ticket\x18\x06 \x01(\v2\x16.mitogen_mux.v1.TicketH\x00R\x06ticket\x12+\n" +
 	"\x05guard\x18\x0f \x01(\v2\x15.mitogen_mux.v1.GuardR\x05guardB\b\n" +
 	"\x06action\"a\n" +
 	"\x05Guard\x12\x12\n" +
@@ -1533,7 +1806,23 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x06Folder\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\fR\x04path\x12\x16\n" +
 	"\x06remove\x18\x02 \x01(\bR\x06remove\x12\x19\n" +
-	"\bas_login\x18\x03 \x01(\bR\aasLogin\"\xa4\x01\n" +
+	"\bas_login\x18\x03 \x01(\bR\aasLogin\"2\n" +
+	"\x06Ticket\x12\x14\n" +
+	"\x05shell\x18\x01 \x03(\fR\x05shell\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\"\xb7\x01\n" +
+	"\vExecRequest\x129\n" +
+	"\x05start\x18\x01 \x01(\v2!.mitogen_mux.v1.ExecRequest.StartH\x00R\x05start\x12\x16\n" +
+	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x1aM\n" +
+	"\x05Start\x12\x16\n" +
+	"\x06ticket\x18\x01 \x01(\tR\x06ticket\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
+	"\acommand\x18\x03 \x01(\fR\acommandB\x06\n" +
+	"\x04part\"W\n" +
+	"\tExecReply\x12\x16\n" +
+	"\x06stdout\x18\x01 \x01(\fR\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x02 \x01(\fR\x06stderr\x12\x13\n" +
+	"\x02rc\x18\x03 \x01(\x11H\x00R\x02rc\x88\x01\x01B\x05\n" +
+	"\x03_rc\"\xa4\x01\n" +
 	"\bRunReply\x120\n" +
 	"\x06output\x18\x01 \x01(\v2\x16.mitogen_mux.v1.OutputH\x00R\x06output\x124\n" +
 	"\x06result\x18\x02 \x01(\v2\x1a.mitogen_mux.v1.StepResultH\x00R\x06result\x12'\n" +
@@ -1567,9 +1856,10 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\aWARNING\x10\x01\x12\x05\n" +
 	"\x01V\x10\x02\x12\a\n" +
 	"\x03VVV\x10\x03\x12\b\n" +
-	"\x04VVVV\x10\x042G\n" +
+	"\x04VVVV\x10\x042\x8b\x01\n" +
 	"\x04Jobs\x12?\n" +
-	"\x03Run\x12\x1a.mitogen_mux.v1.RunRequest\x1a\x18.mitogen_mux.v1.RunReply(\x010\x01B?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3"
+	"\x03Run\x12\x1a.mitogen_mux.v1.RunRequest\x1a\x18.mitogen_mux.v1.RunReply(\x010\x01\x12B\n" +
+	"\x04Exec\x12\x1b.mitogen_mux.v1.ExecRequest\x1a\x19.mitogen_mux.v1.ExecReply(\x010\x01B?Z=github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1;muxv1b\x06proto3"
 
 var (
 	file_mitogen_mux_v1_jobs_proto_rawDescOnce sync.Once
@@ -1584,57 +1874,65 @@ func file_mitogen_mux_v1_jobs_proto_rawDescGZIP() []byte {
 }
 
 var file_mitogen_mux_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_mitogen_mux_v1_jobs_proto_goTypes = []any{
-	(Log_Level)(0),     // 0: mitogen_mux.v1.Log.Level
-	(*RunRequest)(nil), // 1: mitogen_mux.v1.RunRequest
-	(*Body)(nil),       // 2: mitogen_mux.v1.Body
-	(*Request)(nil),    // 3: mitogen_mux.v1.Request
-	(*Step)(nil),       // 4: mitogen_mux.v1.Step
-	(*Guard)(nil),      // 5: mitogen_mux.v1.Guard
-	(*Module)(nil),     // 6: mitogen_mux.v1.Module
-	(*Command)(nil),    // 7: mitogen_mux.v1.Command
-	(*Discovery)(nil),  // 8: mitogen_mux.v1.Discovery
-	(*Process)(nil),    // 9: mitogen_mux.v1.Process
-	(*Variable)(nil),   // 10: mitogen_mux.v1.Variable
-	(*Put)(nil),        // 11: mitogen_mux.v1.Put
-	(*Get)(nil),        // 12: mitogen_mux.v1.Get
-	(*Folder)(nil),     // 13: mitogen_mux.v1.Folder
-	(*RunReply)(nil),   // 14: mitogen_mux.v1.RunReply
-	(*Output)(nil),     // 15: mitogen_mux.v1.Output
-	(*StepResult)(nil), // 16: mitogen_mux.v1.StepResult
-	(*Spans)(nil),      // 17: mitogen_mux.v1.Spans
-	(*Log)(nil),        // 18: mitogen_mux.v1.Log
-	(*Path)(nil),       // 19: mitogen_mux.v1.Path
+	(Log_Level)(0),            // 0: mitogen_mux.v1.Log.Level
+	(*RunRequest)(nil),        // 1: mitogen_mux.v1.RunRequest
+	(*Body)(nil),              // 2: mitogen_mux.v1.Body
+	(*Request)(nil),           // 3: mitogen_mux.v1.Request
+	(*Step)(nil),              // 4: mitogen_mux.v1.Step
+	(*Guard)(nil),             // 5: mitogen_mux.v1.Guard
+	(*Module)(nil),            // 6: mitogen_mux.v1.Module
+	(*Command)(nil),           // 7: mitogen_mux.v1.Command
+	(*Discovery)(nil),         // 8: mitogen_mux.v1.Discovery
+	(*Process)(nil),           // 9: mitogen_mux.v1.Process
+	(*Variable)(nil),          // 10: mitogen_mux.v1.Variable
+	(*Put)(nil),               // 11: mitogen_mux.v1.Put
+	(*Get)(nil),               // 12: mitogen_mux.v1.Get
+	(*Folder)(nil),            // 13: mitogen_mux.v1.Folder
+	(*Ticket)(nil),            // 14: mitogen_mux.v1.Ticket
+	(*ExecRequest)(nil),       // 15: mitogen_mux.v1.ExecRequest
+	(*ExecReply)(nil),         // 16: mitogen_mux.v1.ExecReply
+	(*RunReply)(nil),          // 17: mitogen_mux.v1.RunReply
+	(*Output)(nil),            // 18: mitogen_mux.v1.Output
+	(*StepResult)(nil),        // 19: mitogen_mux.v1.StepResult
+	(*Spans)(nil),             // 20: mitogen_mux.v1.Spans
+	(*Log)(nil),               // 21: mitogen_mux.v1.Log
+	(*ExecRequest_Start)(nil), // 22: mitogen_mux.v1.ExecRequest.Start
+	(*Path)(nil),              // 23: mitogen_mux.v1.Path
 }
 var file_mitogen_mux_v1_jobs_proto_depIdxs = []int32{
 	3,  // 0: mitogen_mux.v1.RunRequest.request:type_name -> mitogen_mux.v1.Request
 	2,  // 1: mitogen_mux.v1.RunRequest.body:type_name -> mitogen_mux.v1.Body
-	19, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
+	23, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
 	4,  // 3: mitogen_mux.v1.Request.steps:type_name -> mitogen_mux.v1.Step
 	6,  // 4: mitogen_mux.v1.Step.module:type_name -> mitogen_mux.v1.Module
 	7,  // 5: mitogen_mux.v1.Step.command:type_name -> mitogen_mux.v1.Command
 	11, // 6: mitogen_mux.v1.Step.put:type_name -> mitogen_mux.v1.Put
 	12, // 7: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
 	13, // 8: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
-	5,  // 9: mitogen_mux.v1.Step.guard:type_name -> mitogen_mux.v1.Guard
-	10, // 10: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
-	9,  // 11: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
-	9,  // 12: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
-	8,  // 13: mitogen_mux.v1.Command.discovery:type_name -> mitogen_mux.v1.Discovery
-	10, // 14: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
-	15, // 15: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
-	16, // 16: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
-	18, // 17: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
-	17, // 18: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
-	0,  // 19: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
-	1,  // 20: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
-	14, // 21: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
-	21, // [21:22] is the sub-list for method output_type
-	20, // [20:21] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 9: mitogen_mux.v1.Step.ticket:type_name -> mitogen_mux.v1.Ticket
+	5,  // 10: mitogen_mux.v1.Step.guard:type_name -> mitogen_mux.v1.Guard
+	10, // 11: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
+	9,  // 12: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
+	9,  // 13: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
+	8,  // 14: mitogen_mux.v1.Command.discovery:type_name -> mitogen_mux.v1.Discovery
+	10, // 15: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
+	22, // 16: mitogen_mux.v1.ExecRequest.start:type_name -> mitogen_mux.v1.ExecRequest.Start
+	18, // 17: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
+	19, // 18: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
+	21, // 19: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
+	20, // 20: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
+	0,  // 21: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
+	1,  // 22: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
+	15, // 23: mitogen_mux.v1.Jobs.Exec:input_type -> mitogen_mux.v1.ExecRequest
+	17, // 24: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
+	16, // 25: mitogen_mux.v1.Jobs.Exec:output_type -> mitogen_mux.v1.ExecReply
+	24, // [24:26] is the sub-list for method output_type
+	22, // [22:24] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_mitogen_mux_v1_jobs_proto_init() }
@@ -1653,12 +1951,18 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 		(*Step_Put)(nil),
 		(*Step_Get)(nil),
 		(*Step_Folder)(nil),
+		(*Step_Ticket)(nil),
 	}
 	file_mitogen_mux_v1_jobs_proto_msgTypes[10].OneofWrappers = []any{
 		(*Put_Path)(nil),
 		(*Put_HasBody)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[13].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[14].OneofWrappers = []any{
+		(*ExecRequest_Start_)(nil),
+		(*ExecRequest_Stdin)(nil),
+	}
+	file_mitogen_mux_v1_jobs_proto_msgTypes[15].OneofWrappers = []any{}
+	file_mitogen_mux_v1_jobs_proto_msgTypes[16].OneofWrappers = []any{
 		(*RunReply_Output)(nil),
 		(*RunReply_Result)(nil),
 		(*RunReply_Log)(nil),
@@ -1669,7 +1973,7 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_jobs_proto_rawDesc), len(file_mitogen_mux_v1_jobs_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,7 +21,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Jobs_Run_FullMethodName = "/mitogen_mux.v1.Jobs/Run"
+	Jobs_Run_FullMethodName  = "/mitogen_mux.v1.Jobs/Run"
+	Jobs_Exec_FullMethodName = "/mitogen_mux.v1.Jobs/Exec"
 )
 
 // JobsClient is the client API for Jobs service.
@@ -33,6 +34,9 @@ type JobsClient interface {
 	// Run takes one Request, then the bodies of its steps in chunks. Results stream back one by one, in the order of the
 	// steps. Closing the connection, or the deadline, cancels: the job's process group is killed.
 	Run(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[RunRequest, RunReply], error)
+	// Exec runs a command for a process that a run has started and that has nothing but a ticket. It takes one Start, then stdin, whose end
+	// is that of the requests; output comes as it is printed, and then the exit code. Closing the connection cancels.
+	Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecReply], error)
 }
 
 type jobsClient struct {
@@ -56,6 +60,19 @@ func (c *jobsClient) Run(ctx context.Context, opts ...grpc.CallOption) (grpc.Bid
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Jobs_RunClient = grpc.BidiStreamingClient[RunRequest, RunReply]
 
+func (c *jobsClient) Exec(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecRequest, ExecReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Jobs_ServiceDesc.Streams[1], Jobs_Exec_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExecRequest, ExecReply]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Jobs_ExecClient = grpc.BidiStreamingClient[ExecRequest, ExecReply]
+
 // JobsServer is the server API for Jobs service.
 // All implementations must embed UnimplementedJobsServer
 // for forward compatibility.
@@ -65,6 +82,9 @@ type JobsServer interface {
 	// Run takes one Request, then the bodies of its steps in chunks. Results stream back one by one, in the order of the
 	// steps. Closing the connection, or the deadline, cancels: the job's process group is killed.
 	Run(grpc.BidiStreamingServer[RunRequest, RunReply]) error
+	// Exec runs a command for a process that a run has started and that has nothing but a ticket. It takes one Start, then stdin, whose end
+	// is that of the requests; output comes as it is printed, and then the exit code. Closing the connection cancels.
+	Exec(grpc.BidiStreamingServer[ExecRequest, ExecReply]) error
 	mustEmbedUnimplementedJobsServer()
 }
 
@@ -77,6 +97,9 @@ type UnimplementedJobsServer struct{}
 
 func (UnimplementedJobsServer) Run(grpc.BidiStreamingServer[RunRequest, RunReply]) error {
 	return status.Error(codes.Unimplemented, "method Run not implemented")
+}
+func (UnimplementedJobsServer) Exec(grpc.BidiStreamingServer[ExecRequest, ExecReply]) error {
+	return status.Error(codes.Unimplemented, "method Exec not implemented")
 }
 func (UnimplementedJobsServer) mustEmbedUnimplementedJobsServer() {}
 func (UnimplementedJobsServer) testEmbeddedByValue()              {}
@@ -106,6 +129,13 @@ func _Jobs_Run_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Jobs_RunServer = grpc.BidiStreamingServer[RunRequest, RunReply]
 
+func _Jobs_Exec_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(JobsServer).Exec(&grpc.GenericServerStream[ExecRequest, ExecReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Jobs_ExecServer = grpc.BidiStreamingServer[ExecRequest, ExecReply]
+
 // Jobs_ServiceDesc is the grpc.ServiceDesc for Jobs service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -117,6 +147,12 @@ var Jobs_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Run",
 			Handler:       _Jobs_Run_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "Exec",
+			Handler:       _Jobs_Exec_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},
