@@ -41,7 +41,15 @@ type client struct {
 
 // connect returns a *daemon.Error with NotRunning if there is no daemon of that version.
 func connect(ctx context.Context, dir daemon.Dir, version string) (*client, error) {
-	path := dir.Socket(version)
+	conn, err := dial(ctx, dir.Socket(version))
+	if err != nil {
+		return nil, err
+	}
+	return &client{muxv1.NewStatusClient(conn), dir, version, conn}, nil
+}
+
+// dial returns a *daemon.Error with NotRunning if no daemon listens there.
+func dial(ctx context.Context, path string) (*grpc.ClientConn, error) {
 	probe, err := daemon.Dial(ctx, path)
 	if err != nil {
 		return nil, err
@@ -53,7 +61,7 @@ func connect(ctx context.Context, dir daemon.Dir, version string) (*client, erro
 	if err != nil {
 		return nil, fmt.Errorf("cannot connect to %s: %w", path, err)
 	}
-	return &client{muxv1.NewStatusClient(conn), dir, version, conn}, nil
+	return conn, nil
 }
 
 func (c *client) close() { _ = c.conn.Close() }

@@ -38,6 +38,7 @@ type commands struct {
 	Status  statusCommand  `cmd:"" help:"Show runs and nodes. Exits 3 if no daemon of this version runs."`
 	Stop    stopCommand    `cmd:"" help:"Stop the daemon, unless runs are attached."`
 	Version versionCommand `cmd:"" help:"Print the version."`
+	SSHExec sshExecCommand `cmd:"" name:"ssh-exec" passthrough:"" help:"Stand in for ssh: run a command on the host of a ticket, for rsync, scp and git."`
 }
 
 // program is what every command is given.
@@ -87,7 +88,7 @@ func run(ctx context.Context, args []string, io stdio) (code int) {
 	return report(io, command.Run())
 }
 
-// exitError is an error with an exit code of its own.
+// exitError is an error with an exit code of its own. One without a text has been told already.
 type exitError struct {
 	code int
 	text string
@@ -100,8 +101,12 @@ func report(io stdio, err error) int {
 	if err == nil {
 		return exitOK
 	}
+	own, isOwn := errors.AsType[exitError](err)
+	if isOwn && own.text == "" {
+		return own.code
+	}
 	_, _ = fmt.Fprintf(io.err, "mitogen-mux: %v\n", err)
-	if own, ok := errors.AsType[exitError](err); ok {
+	if isOwn {
 		return own.code
 	}
 	return exitFailed
