@@ -58,6 +58,8 @@ class MuxConnection(errands.Carrier):
     """Our own options of such a plugin."""
     mux_hostvars: t.Any = None
     """The variables of all hosts, each templated for its own."""
+    mux_needed = ''
+    """The interpreter of the account where it is only on the way; empty: it may do without an agent."""
     mux_chain: tuple[str, ...] = ()
     """The hosts that are reached through this one, the last first, if it is not for its own sake that this object was made."""
 
@@ -268,6 +270,10 @@ class MuxConnection(errands.Carrier):
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""
         self._mux_known = None
+
+    def mux_shell(self) -> list[bytes]:
+        """What stands before a command line for an agent."""
+        return [to_bytes(self._play_context.executable or '/bin/sh'), b'-c']
 
     def mux_command(self, cmd: str, in_data: bytes | None, sudoable: bool) -> Result:
         """Runs a command line as the plain plugin would."""

@@ -59,8 +59,6 @@ class RemoteConnection(connection.MuxConnection):
 
     mux_definitions: t.ClassVar[dict[str, dict[str, t.Any]]] = {**connection.DEFINITIONS, **VIA}
     mux_word = ''
-    mux_needed = ''
-    """The interpreter of the account where it is only on the way; empty: it may do without an agent."""
 
     mux_new_mode: t.ClassVar[int | None] = None
     """The mode of a file that is put; None: that of its source."""
@@ -138,7 +136,7 @@ class RemoteConnection(connection.MuxConnection):
 
     def mux_argv(self, cmd: str) -> list[bytes]:
         """A command line for the account's agent."""
-        return [to_bytes(self._play_context.executable or '/bin/sh'), b'-c', to_bytes(cmd)]
+        return [*self.mux_shell(), to_bytes(cmd)]
 
     def mux_tty(self) -> bool:
         """Whether a command without input gets a terminal."""
@@ -227,8 +225,8 @@ class SshConnection(RemoteConnection):
     def mux_display_host(self) -> str:
         return self.host
 
-    def mux_argv(self, cmd: str) -> list[bytes]:
-        return [b'/bin/sh', b'-c', _LOGIN_SHELL, to_bytes(cmd)]
+    def mux_shell(self) -> list[bytes]:
+        return [b'/bin/sh', b'-c', _LOGIN_SHELL]
 
     def mux_tty(self) -> bool:
         return bool(hops.option(self, 'use_tty', True))

@@ -13,9 +13,11 @@ import typing as t
 from ansible import constants as C
 from ansible.executor import module_common
 from ansible.plugins import action as action_plugins
-from ansible.plugins.loader import connection_loader
+from ansible.plugins.loader import connection_loader, lookup_loader
 
-from . import actions, compat, connection, display, payload, standins, trees
+from . import actions, compat, connection, display, payload, standins, synchronize, trees
+
+_LOOKUPS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'lookup')
 
 _current_action: contextvars.ContextVar[t.Any] = contextvars.ContextVar('mitogen_mux_action', default=None)
 """The action whose module is being built: modify_module itself is not told."""
@@ -53,6 +55,8 @@ def install() -> None:
     base._transfer_data = _transfer_data(base._transfer_data)
     actions.install(ours)
     trees.install(ours)
+    synchronize.install(ours)
+    lookup_loader.add_directory(_LOOKUPS)
     compat.show_variables(connection.MuxConnection)
 
 

@@ -15,7 +15,7 @@ MIXINS: dict[str, type[MuxConnection]] = {'ansible.builtin.ssh': remote.SshConne
 _classes: dict[tuple[type, type], type] = {}
 
 
-def class_for(mixin: type[MuxConnection], original: type) -> type:
+def class_for(mixin: type, original: type) -> type:
     """The class of our objects. Its name must be that of the original, from which Ansible derives the plugin's type."""
     made = _classes.get((mixin, original))
     if made is None:
@@ -23,7 +23,7 @@ def class_for(mixin: type[MuxConnection], original: type) -> type:
     return made
 
 
-def substitute(obj: t.Any, mixin: type[MuxConnection]) -> t.Any:
+def substitute(obj: t.Any, mixin: type) -> t.Any:
     """An object of ours with the state of the original."""
     new: t.Any = object.__new__(class_for(mixin, type(obj)))
     new.__dict__.update(obj.__dict__)

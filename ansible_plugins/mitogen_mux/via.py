@@ -33,36 +33,36 @@ def way(connection: t.Any) -> list[path_pb2.Hop]:
     spec = str(hops.option(connection, 'mitogen_via', '')).strip()
     if not spec:
         return []
+    host, account, python = reach('mitogen_via', spec, connection)
+    return [*host.mux_path(python).hops, *account]
+
+
+def reach(what: str, spec: str, asker: t.Any) -> tuple[t.Any, list[path_pb2.Hop], str]:
+    """A connection object of ours for the host that ``spec`` names, the hop to the account there if it names one, too, and the host's
+    interpreter. ``asker`` is a connection, or what does for one, and ``what`` is how it asks. Raises AnsibleError."""
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise AnsibleError(f'mitogen_via is {spec!r}: it is [[method:]user@]inventory_name')
+        raise AnsibleError(f'{what} is {spec!r}: it is [[method:]user@]inventory_name')
     name = match['host']
-    chain = connection.mux_chain or (connection.mux_host(),)
+    chain = asker.mux_chain or (asker.mux_host(),)
     if name in chain:
-        raise AnsibleError(f'mitogen_via goes in a circle: {" -> ".join([*chain, name])}')
-    variables = _variables(connection, name)
-    host = _connection(connection, name, variables)
+        raise AnsibleError(f'{what} goes in a circle: {" -> ".join([*chain, name])}')
+    if asker.mux_hostvars is None:
+        raise AnsibleError(f'{asker.mux_host()}: {what} needs the variables of {name}, which MITOGEN_SEAMS=0 keeps from us on this ansible-core')
+    if name not in asker.mux_hostvars:
+        raise AnsibleError(f'{chain[-1]}: {what} names {name}, which is not in the inventory')
+    variables = asker.mux_hostvars[name]
+    host = _connection(what, asker, name, variables)
     host.mux_chain = (*chain, name)
     python = _python(variables)
-    path = host.mux_path(python)
+    account = []
     if match['user']:
-        path.hops.append(_become(host, match['method'] or variables.get('ansible_become_method') or 'sudo', match['user'], variables, python))
-    return list(path.hops)
+        account.append(_become(host, match['method'] or variables.get('ansible_become_method') or 'sudo', match['user'], variables, python))
+    return host, account, python
 
 
-def _variables(connection: t.Any, name: str) -> t.Any:
-    hostvars = connection.mux_hostvars
-    if hostvars is None:
-        raise AnsibleError(f'{connection.mux_host()}: mitogen_via needs the variables of {name}, which MITOGEN_SEAMS=0 keeps from us on this ansible-core')
-    if name not in hostvars:
-        raise AnsibleError(
-            f'{connection.mux_chain[-1] if connection.mux_chain else connection.mux_host()}: mitogen_via names {name}, which is not in the inventory'
-        )
-    return hostvars[name]
-
-
-def _connection(connection: t.Any, name: str, variables: t.Any) -> t.Any:
-    """A connection object of ours for a host on the way."""
+def _connection(what: str, connection: t.Any, name: str, variables: t.Any) -> t.Any:
+    """A connection object of ours for another host."""
     play = connection._play_context.copy()
     play.remote_addr = variables.get('ansible_host', name)
     play.remote_user = (context.CLIARGS or {}).get('remote_user')
@@ -72,11 +72,11 @@ def _connection(connection: t.Any, name: str, variables: t.Any) -> t.Any:
     found = connection_loader.get_with_context(kind, play, os.devnull)
     host = None if found.object is None else connection.mux_adopt(found.object, found.plugin_load_context.resolved_fqcn or '')
     if host is None:
-        raise AnsibleError(f'mitogen_via leads through {name}, whose connection {kind} is none that others can go through')
+        raise AnsibleError(f'{what} leads through {name}, whose connection {kind} is none that others can go through')
     host.set_options(task_keys={}, var_options=_options(host, variables))
     host.mux_hostvars = connection.mux_hostvars
     if not host.mux_enabled():
-        raise AnsibleError(f'mitogen_via leads through {name}, where mitogen_enabled is false')
+        raise AnsibleError(f'{what} leads through {name}, where mitogen_enabled is false')
     return host
 
 
