@@ -57,7 +57,7 @@ func TestRefusedFrames(t *testing.T) {
 	}
 	flood := func(typ agent.FrameType) func(*agenttest.Fake) {
 		return func(f *agenttest.Fake) {
-			for range agent.Window/agent.MaxPayload + 1 {
+			for range 4<<20/agent.MaxPayload + 1 { // more than any window
 				f.Send(typ, 1, make([]byte, agent.MaxPayload))
 			}
 		}
