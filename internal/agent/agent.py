@@ -45,6 +45,19 @@ class SelectPoll(object):
         return [(fd, 1) for fd in ready[0]] + [(fd, 4) for fd in ready[1]]
 
 
+def spare_memory():
+    """KiB that the system can give; 0 where it is not told."""
+    told = []
+    try:
+        with open('/proc/meminfo') as meminfo:
+            told = [int(line.split()[1]) for line in meminfo if line.startswith('MemAvailable:')]
+        with open('/sys/fs/cgroup/memory.max') as limit:
+            told.append(int(limit.read()) >> 10)
+    except (EnvironmentError, ValueError):
+        pass    # no Linux, or no limit
+    return min(told or [0])
+
+
 KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder, 8: Look}
 CHAINED = 128           # a bit of the kind
 GROWTH = 64             # KiB that are worth a word
@@ -59,6 +72,8 @@ class Agent(object):
         self.umask = os.umask(0o22)
         os.umask(self.umask)
         self.blobs = {}
+        self.passed = {}        # number of a KEEP: what was in it
+        self.passes = self.forgotten = 0    # the highest such numbers
         self.payloads = {}      # digest of the manifest: Payload
         self.importer = Importer(self.blobs)
         self.preloaded = {}     # module name: its entry in Payload.names
@@ -147,7 +162,7 @@ class Agent(object):
         except KeyError:
             account = ''
         self.send(HELLO, 0, pack((1, PROTOCOL), (2, '%d.%d.%d' % sys.version_info[:3]), (3, os.getpid()), (4, str(os.getuid())),
-                                 (5, hashlib.sha256(source).digest()), (6, sys.executable), (7, account)))
+                                 (5, hashlib.sha256(source).digest()), (6, sys.executable), (7, account), (8, spare_memory())))
 
     # -- The link.
 
@@ -215,10 +230,21 @@ class Agent(object):
             self.lose()
 
     def dispatch(self, kind, number, payload):
+        if kind == KEEP:
+            self.passes += 1
+            self.passed[self.passes] = payload
+            kind = DATA
+        elif kind == KEPT:
+            payload, kind = self.again(NUMBER.unpack(payload)[0]), DATA
         if kind == PING:
             self.send(PONG, 0, payload)
         elif kind == DROP:
             self.forget(set(payload[at:at + 32] for at in range(0, len(payload), 32)))
+        elif kind == FORGET:
+            self.again(NUMBER.unpack(payload)[0])
+            while self.forgotten < NUMBER.unpack(payload)[0]:
+                self.forgotten += 1
+                del self.passed[self.forgotten]
         elif kind == OPEN:
             kind = bytearray(payload)[0] & ~CHAINED
             if number <= self.last or kind not in KINDS:
@@ -233,6 +259,11 @@ class Agent(object):
             self.guard(self.streams[number], self.streams[number].frame, kind, payload)
         elif number > self.last:
             raise ProtocolError('a frame of type %d on stream %d, which is not open' % (kind, number))
+
+    def again(self, number):
+        if number not in self.passed:
+            raise ProtocolError('what is asked for as number %d is not kept' % number)
+        return self.passed[number]
 
     def guard(self, stream, call, *args):
         """What goes wrong in a stream ends that stream."""
@@ -282,6 +313,7 @@ class Agent(object):
         self.chunk = b''
         self.waiting = 0
         self.queued.clear()
+        self.passed.clear()
         for stream in list(self.streams.values()):
             stream.lose()
 

@@ -18,12 +18,12 @@ FIELD = struct.Struct('>BI')
 NUMBER = struct.Struct('>I')
 SHORT = struct.Struct('>H')
 
-HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG, WINDOW = range(1, 15)
+HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG, WINDOW, KEEP, KEPT, FORGET = range(1, 18)
 
 # What the daemon may send: least and most bytes of payload; and which of it on stream 0.
 DOWN = {OPEN: (1, MAX_PAYLOAD), DATA: (1, MAX_PAYLOAD), TTY: (1, MAX_PAYLOAD), END: (0, 0), CREDIT: (4, 4), CANCEL: (0, 0),
-        PING: (8, 8), DROP: (32, MAX_PAYLOAD), WINDOW: (4, 4)}
-ON_LINK = (PING, DROP)
+        PING: (8, 8), DROP: (32, MAX_PAYLOAD), WINDOW: (4, 4), KEEP: (1, MAX_PAYLOAD), KEPT: (4, 4), FORGET: (4, 4)}
+ON_LINK = (PING, DROP, FORGET)
 
 
 class ProtocolError(Exception):

@@ -3,6 +3,7 @@
 A section of the agent; see agent.py.
 """
 import binascii
+import collections
 import errno
 import fcntl
 import hashlib
@@ -118,12 +119,12 @@ class Sink(object):
     def __init__(self, stream, fd):
         self.stream = stream
         self.fd = unblocking(fd)
-        self.held = bytearray()     # at most a window
+        self.held = collections.deque()     # at most a window, and no copy of what is kept anyway
         self.ending = False
         self.watched = False
 
     def write(self, data):
-        self.held += data
+        self.held.append(memoryview(data))
         if not self.watched:
             self.ready()
 
@@ -135,15 +136,17 @@ class Sink(object):
     def ready(self):
         try:
             while self.held and self.fd is not None:
-                n = os.write(self.fd, bytes(self.held[:READ_SIZE]))
-                del self.held[:n]
+                n = os.write(self.fd, self.held[0][:READ_SIZE])
+                self.held[0] = self.held[0][n:]
+                if not self.held[0]:
+                    self.held.popleft()
                 self.stream.took(n)
         except OSError as e:
             if e.errno not in (errno.EAGAIN, errno.EINTR):
                 self.close()
         if self.fd is None:     # nobody reads it any more
-            self.stream.took(len(self.held))
-            del self.held[:]
+            self.stream.took(sum(map(len, self.held)))
+            self.held.clear()
         elif bool(self.held) != self.watched:
             self.watched = not self.watched
             if self.watched:

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -116,7 +117,7 @@ func (s *Stream) forgetIfFailed(digests []blobcache.Digest) {
 }
 
 func (s *Stream) sendBlobs(ctx context.Context, digests []blobcache.Digest, bodies [][]byte) error {
-	out := streamWriter{ctx, s}
+	out := bufio.NewWriterSize(streamWriter{ctx, s}, MaxPayload) // the same frames for the same blobs: they may be known on the way
 	w, ok := compressors.Get().(*zlib.Writer)
 	if ok {
 		w.Reset(out)
@@ -137,6 +138,9 @@ func (s *Stream) sendBlobs(ctx context.Context, digests []blobcache.Digest, bodi
 		}
 	}
 	if err := w.Close(); err != nil {
+		return err //nolint:wrapcheck // the stream's own
+	}
+	if err := out.Flush(); err != nil {
 		return err //nolint:wrapcheck // the stream's own
 	}
 	return s.CloseSend()

@@ -20,9 +20,11 @@ import (
 // is called in place of Close once an agent lives there: it ends our side, and leaves the process to its own end.
 type Conn interface{ io.ReadWriteCloser }
 
+// One that leads through another agent may have Share(p []byte) error, which is Write for what others behind that agent may be sent too.
 type (
 	teller   interface{ Tail() []byte }
 	detacher interface{ Detach() error }
+	sharer   interface{ Share(p []byte) error }
 )
 
 // Options are what a link needs besides its Conn.
@@ -35,6 +37,10 @@ type Options struct {
 	Name       string // of the far side, in the log
 	// BlobLimit is how many bytes of blobs the agent may keep that no request needs; 0: DefaultBlobLimit.
 	BlobLimit int64
+	// Shared reports whether others behind the same agent may be sent what this one is; nil: there are none.
+	Shared func() bool
+	// KeepLimit is how many bytes of that the agent may keep; 0: as its memory allows.
+	KeepLimit int64
 }
 
 // Connect skips noise up to the magic, sends the agent and returns without waiting for its HELLO: requests may be queued at once. ctx

@@ -57,7 +57,7 @@ func goldenMessages() []goldenMessage {
 	sum := blobcache.Sum([]byte("content"))
 	hello := Hello{
 		Protocol: Protocol, Python: "3.11.2", PID: 4711, UID: 1000, Source: blobcache.Sum([]byte("source")),
-		Executable: "/usr/bin/python3", Account: "deploy",
+		Executable: "/usr/bin/python3", Account: "deploy", SpareKiB: 524288,
 	}
 	messages := []goldenMessage{
 		{"hello", up, Frame{TypeHello, 0, nil}, hello},
@@ -112,6 +112,9 @@ func goldenMessages() []goldenMessage {
 		{"log", up, Frame{TypeLog, 0, []byte("\x01disk is nearly full: é")}, nil},
 		{"log-vvvv", up, Frame{TypeLog, 0, []byte("\x04forked 4712")}, nil},
 		{"window", down, Frame{TypeWindow, 6, []byte{0, 0x20, 0, 0}}, nil},
+		{"keep", down, Frame{TypeKeep, 10, []byte("for another one\x00\xff")}, nil},
+		{"kept", down, Frame{TypeKept, 10, []byte{0, 0, 1, 2}}, nil},
+		{"forget", down, Frame{TypeForget, 0, []byte{0, 0, 1, 2}}, nil},
 	}
 	for _, f := range []Failure{
 		FailNotFound, FailChanged, FailDigest, FailIO, FailBlobMissing, FailCancelled, FailBadRequest, FailFork, FailStale, FailSkipped,

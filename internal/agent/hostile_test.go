@@ -68,7 +68,7 @@ func TestRefusedFrames(t *testing.T) {
 		want    string
 	}{
 		"type 0":                  {command, raw(0, 0, 1), "unknown frame type 0"},
-		"type 15":                 {command, raw(0, 15, 1), "unknown frame type 15"},
+		"type 18":                 {command, raw(0, 18, 1), "unknown frame type 18"},
 		"type 255":                {command, raw(0, 255, 0), "unknown frame type 255"},
 		"payload too long":        {command, raw(agent.MaxPayload+1, 3, 1), "DATA frame of 131073 bytes"},
 		"payload 4 GiB":           {command, raw(0xffffffff, 3, 1), "DATA frame of 4294967295 bytes"},
@@ -86,6 +86,9 @@ func TestRefusedFrames(t *testing.T) {
 		"CANCEL":                  {command, say(agent.TypeCancel, 1, ""), "CANCEL frame in the wrong direction"},
 		"PING":                    {command, say(agent.TypePing, 0, "12345678"), "PING frame in the wrong direction"},
 		"DROP":                    {command, say(agent.TypeDrop, 0, strings.Repeat("x", 32)), "DROP frame in the wrong direction"},
+		"KEEP":                    {command, say(agent.TypeKeep, 1, "x"), "KEEP frame in the wrong direction"},
+		"KEPT":                    {command, say(agent.TypeKept, 1, "\x00\x00\x00\x01"), "KEPT frame in the wrong direction"},
+		"FORGET":                  {command, say(agent.TypeForget, 0, "\x00\x00\x00\x01"), "FORGET frame in the wrong direction"},
 		"DATA on the link":        {command, say(agent.TypeData, 0, "x"), "DATA frame on stream 0"},
 		"RESULT on the link":      {command, say(agent.TypeResult, 0, ""), "RESULT frame on stream 0"},
 		"LOG on a stream":         {command, say(agent.TypeLog, 1, "\x01x"), "LOG frame on stream 1"},

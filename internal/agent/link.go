@@ -32,7 +32,7 @@ type Stats struct {
 	ReceivedBytes int64
 	RoundTrips    int64  // times that this side spoke after the agent had; the rest of a request does not count
 	Jobs          int    // modules, commands and transfers without a result
-	BlobBytes     int64  // that the agent was sent and keeps, before compression
+	BlobBytes     int64  // that the agent was sent and keeps, before compression, for itself and for those behind it
 	MemoryKiB     uint64 // that the agent itself has had resident at most, as far as it has said
 }
 
@@ -61,6 +61,7 @@ type Link struct {
 	pings    map[uint64]chan struct{}
 	lastPing uint64
 	kept     kept // blobs that the agent has been sent
+	passed   passed
 	jobs     int
 	memory   uint64 // KiB, see Stats
 	heard    bool   // something came since the last Write
@@ -79,7 +80,7 @@ func newLink(conn Conn, in *bufio.Reader, o Options) *Link {
 		conn: conn, in: in, o: o,
 		failed: make(chan struct{}), done: make(chan struct{}), helloed: make(chan struct{}), blobTurn: make(chan struct{}, 1),
 		out: outbox{wake: make(chan struct{}, 1)}, streams: map[uint32]*Stream{}, pings: map[uint64]chan struct{}{},
-		kept: newKept(o.BlobLimit), logsLeft: logsAtFirst, running: 2,
+		kept: newKept(o.BlobLimit), passed: newPassed(), logsLeft: logsAtFirst, running: 2,
 	}
 	l.blobTurn <- struct{}{}
 	return l
@@ -226,12 +227,13 @@ func (l *Link) usable() error {
 func (l *Link) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return Stats{SentBytes: l.sent, ReceivedBytes: l.received, RoundTrips: l.roundTrips, Jobs: l.jobs, BlobBytes: l.kept.bytes, MemoryKiB: l.memory}
+	return Stats{SentBytes: l.sent, ReceivedBytes: l.received, RoundTrips: l.roundTrips, Jobs: l.jobs, BlobBytes: l.kept.bytes + l.passed.bytes, MemoryKiB: l.memory}
 }
 
 // write is the writer.
 func (l *Link) write(b []byte) {
 	defer l.ended()
+	defer l.passed.unused.Stop()
 	for {
 		l.mu.Lock()
 		start := len(b)
@@ -247,7 +249,7 @@ func (l *Link) write(b []byte) {
 		l.traceSent(b[start:])
 		switch {
 		case len(b) > 0:
-			if _, err := l.conn.Write(b); err != nil {
+			if err := l.deliver(b, start); err != nil {
 				l.fail(l.reason(err))
 				return
 			}
@@ -260,10 +262,47 @@ func (l *Link) write(b []byte) {
 		}
 		select {
 		case <-l.out.wake:
+		case <-l.passed.unused.C:
+			l.forgetPassed()
 		case <-l.failed:
 			return
 		}
 	}
+}
+
+// deliver writes b: source bytes of the agent's own text, then frames. What is worth it goes as what others may be sent too.
+func (l *Link) deliver(b []byte, source int) error {
+	s, ok := l.conn.(sharer)
+	if !ok || len(b) < leastPassed || l.o.Shared == nil || !l.o.Shared() {
+		_, err := l.conn.Write(b)
+		return err //nolint:wrapcheck // reason says what it means
+	}
+	written, end := 0, source
+	share := func(from int) error {
+		if end-from < leastPassed || end-from > MaxPayload {
+			return nil
+		}
+		if from > written {
+			if _, err := l.conn.Write(b[written:from]); err != nil {
+				return err //nolint:wrapcheck // reason says what it means
+			}
+		}
+		written = end
+		return s.Share(b[from:end])
+	}
+	err := share(0)
+	for err == nil && end < len(b) {
+		from := end + headerLength
+		kind := FrameType(b[end+4])
+		end = from + int(binary.BigEndian.Uint32(b[end:]))
+		if kind == TypeData || kind == TypeKeep {
+			err = share(from)
+		}
+	}
+	if err == nil && written < len(b) {
+		_, err = l.conn.Write(b[written:])
+	}
+	return err //nolint:wrapcheck // reason says what it means
 }
 
 // traceSent logs frames as they leave, never what is in them.

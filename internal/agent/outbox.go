@@ -29,16 +29,25 @@ type controlFrame struct {
 type chunk struct {
 	typ   FrameType
 	frame []byte // room for the header, then the payload
+	part  *part  // that KEEP and KEPT are about
 }
 
 // newChunk makes one with a copy of p.
 func newChunk(t FrameType, p []byte) chunk {
 	room := buffers.room(headerLength + len(p))
-	return chunk{t, append(room[:headerLength], p...)}
+	return chunk{typ: t, frame: append(room[:headerLength], p...)}
 }
 
 // size is that of the payload.
 func (c chunk) size() int { return len(c.frame) - headerLength }
+
+// weight is how much of the stream's credit the chunk uses.
+func (c chunk) weight() int {
+	if c.typ == TypeKept {
+		return c.part.size
+	}
+	return c.size()
+}
 
 // seal makes the chunk a frame of a stream.
 func (c chunk) seal(stream uint32) []byte {
@@ -138,7 +147,10 @@ func (o *outbox) takeData(b []byte) []byte {
 			}
 			room -= c.size()
 			s.outBytes -= c.size()
-			s.unreturned += c.size()
+			s.unreturned += c.weight()
+			if c.part != nil {
+				s.link.partLeft(c)
+			}
 			if c.typ == TypeEnd {
 				s.endTaken = true
 			}

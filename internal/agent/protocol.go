@@ -49,6 +49,9 @@ const (
 	TypeDrop   FrameType = 12
 	TypeLog    FrameType = 13
 	TypeWindow FrameType = 14
+	TypeKeep   FrameType = 15
+	TypeKept   FrameType = 16
+	TypeForget FrameType = 17
 )
 
 // layout is what can be said of a frame type without knowing its stream.
@@ -74,6 +77,9 @@ var layouts = map[FrameType]layout{
 	TypeDrop:   {name: "DROP", down: true, onLink: true, min: len(blobcache.Digest{}), max: MaxPayload},
 	TypeLog:    {name: "LOG", up: true, onLink: true, min: 1, max: 1 + maxText},
 	TypeWindow: {name: "WINDOW", down: true, min: 4, max: 4},
+	TypeKeep:   {name: "KEEP", down: true, min: 1, max: MaxPayload},
+	TypeKept:   {name: "KEPT", down: true, min: 4, max: 4},
+	TypeForget: {name: "FORGET", down: true, onLink: true, min: 4, max: 4},
 }
 
 // String returns the page's name of the type.
@@ -121,6 +127,7 @@ type Hello struct {
 	Source     blobcache.Digest
 	Executable string
 	Account    string
+	SpareKiB   uint64 // memory that the system could give when the agent started; 0: not known
 }
 
 // Request is what a stream is opened for: Module, Command, Put, Get, Spawn, Blobs, Folder or Look, or one of them as Chained.

@@ -303,6 +303,7 @@ func EncodeHello(h Hello) []byte {
 	r.putDigest(5, h.Source)
 	r.putBytes(6, []byte(h.Executable))
 	r.putBytes(7, []byte(h.Account))
+	r.putUint(8, h.SpareKiB)
 	return r.bytes
 }
 
@@ -312,6 +313,7 @@ func DecodeHello(payload []byte) (Hello, error) {
 	err := schema{
 		1: asUint(&h.Protocol, math.MaxInt32), 2: asText(&h.Python, maxVersion), 3: asUint(&h.PID, math.MaxInt32),
 		4: asUint(&h.UID, math.MaxUint32), 5: asDigest(&h.Source), 6: asText(&h.Executable, maxPath), 7: asText(&h.Account, maxAccount),
+		8: asUint(&h.SpareKiB, maxCount),
 	}.read(payload)
 	if err != nil {
 		return Hello{}, fmt.Errorf("cannot read HELLO: %w", err)

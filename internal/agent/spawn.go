@@ -66,6 +66,9 @@ func (c *spawnConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// Share is Write for what others behind the same agent may be sent too.
+func (c *spawnConn) Share(p []byte) error { return c.stream.share(context.Background(), p) }
+
 // Close kills the process.
 func (c *spawnConn) Close() error {
 	c.stream.Close()

@@ -289,15 +289,8 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 	s.link.mu.Lock()
 	defer s.link.mu.Unlock()
 	for len(p) > 0 {
-		switch {
-		case s.result != nil:
-			return ErrEnded
-		case s.closed || s.cancelled:
-			return ErrStreamClosed
-		case s.link.err != nil:
-			return s.link.failure()
-		case s.endQueued && t == TypeData:
-			return errNoInput
+		if err := s.unsendable(t); err != nil {
+			return err
 		}
 		n := min(len(p), MaxPayload, s.down.room(), maxOut-s.outBytes)
 		if n == 0 {
@@ -309,6 +302,21 @@ func (s *Stream) send(ctx context.Context, t FrameType, p []byte) error {
 		}
 		s.queue(t, p[:n])
 		p = p[n:]
+	}
+	return nil
+}
+
+// unsendable returns why nothing can be sent any more.
+func (s *Stream) unsendable(t FrameType) error {
+	switch {
+	case s.result != nil:
+		return ErrEnded
+	case s.closed || s.cancelled:
+		return ErrStreamClosed
+	case s.link.err != nil:
+		return s.link.failure()
+	case s.endQueued && t == TypeData:
+		return errNoInput
 	}
 	return nil
 }
@@ -332,6 +340,11 @@ func (s *Stream) queue(t FrameType, p []byte) {
 	} else {
 		s.out = append(s.out, newChunk(t, p))
 	}
+	s.queued()
+}
+
+// queued has what is in the outbox leave.
+func (s *Stream) queued() {
 	if s.open == nil {
 		s.link.out.putReady(s)
 	} else if s.outBytes > holdBack {
@@ -462,7 +475,7 @@ func (s *Stream) finish(res *Result) {
 	s.result = res
 	s.link.memory = max(s.link.memory, res.AgentKiB)
 	delete(s.link.streams, s.id)
-	s.out, s.outBytes = nil, 0
+	s.dropOut()
 	if s.isCounted && s.link.err == nil {
 		s.link.jobs--
 	}
@@ -543,7 +556,7 @@ func (s *Stream) cancel() {
 		return
 	}
 	s.cancelled = true
-	s.out, s.outBytes = nil, 0
+	s.dropOut()
 	if s.opened || (s.chain != nil && s.chain.sent) { // of a chain either all leave or none
 		s.link.out.putControl(s, TypeCancel, nil)
 		s.notify()

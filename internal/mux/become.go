@@ -239,6 +239,15 @@ func (c *spawnedConn) Write(p []byte) (int, error) {
 	return n, c.parent.blame(err)
 }
 
+// Share is Write for what others behind the same agent may be sent too.
+func (c *spawnedConn) Share(p []byte) error {
+	if s, ok := c.Conn.(interface{ Share(p []byte) error }); ok {
+		return c.parent.blame(s.Share(p))
+	}
+	_, err := c.Write(p)
+	return err
+}
+
 // lastWords receives what follows the end of stdout: the Conn leaves it, and it says why there is no agent.
 func (c *spawnedConn) lastWords() {
 	ctx, cancel := context.WithTimeout(context.Background(), exitTimeout)
@@ -260,7 +269,7 @@ func (c *spawnedConn) lastWords() {
 	}
 }
 
-// Tail is the last words on stderr and the terminal. The agent package asks its Conn for it, and for Detach.
+// Tail is the last words on stderr and the terminal. The agent package asks its Conn for it, for Share and for Detach.
 func (c *spawnedConn) Tail() []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -133,11 +133,20 @@ func (t *Tree) bootstrap(ctx context.Context, n *node, conn agent.Conn) (peer, e
 	defer cancel()
 	o := agent.Options{
 		Log: t.log.Named("agent").With("context", n.id), Name: n.name(), OnLog: func(level int, text string) { t.logged(n, level, text) },
+		Shared: func() bool { return t.hasSiblings(n) },
 	}
 	if n.hop.Discovery != nil {
 		o.OnPreamble = func(text []byte) { t.discovered(n, text) }
 	}
 	return t.connect(timed, conn, o)
+}
+
+// hasSiblings reports whether other contexts behind the agent before n may be sent what n is, over a line that deserves it.
+func (t *Tree) hasSiblings(n *node) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	above := n.parent
+	return above.edge.role != localAgent && (len(above.children) > 1 || len(above.hosts) > 1)
 }
 
 // logged hands a LOG frame of n's agent to the contexts that hold n.

@@ -14,7 +14,7 @@ import pytest
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOM = os.path.join(HERE, '..', '..', 'internal', 'agent')
 MAGIC = b'MUX\x00\x0a\x0d\xff\x11\x131\x0d\x0a'
-HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG, WIDEN = range(1, 15)
+HELLO, OPEN, DATA, ERR, TTY, END, CREDIT, CANCEL, RESULT, PING, PONG, DROP, LOG, WIDEN, KEEP, KEPT, FORGET = range(1, 18)
 MODULE, COMMAND, PUT, GET, SPAWN, BLOBS, FOLDER, LOOK = range(1, 9)
 WINDOW = 1 << 20
 MOST_WINDOW = 4 << 20

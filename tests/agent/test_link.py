@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -24,8 +25,11 @@ from agent_driver import (
     DROP,
     END,
     ERR,
+    FORGET,
     GET,
     HELLO,
+    KEEP,
+    KEPT,
     LOG,
     MAGIC,
     MODULE,
@@ -38,6 +42,7 @@ from agent_driver import (
     RESULT,
     ROOM,
     SECTIONS,
+    SPAWN,
     TTY,
     WIDEN,
     WINDOW,
@@ -168,6 +173,12 @@ HOSTILE = {
     'err': struct.pack('>IBI', 1, ERR, 1) + b'x',
     'pong': struct.pack('>IBI', 8, PONG, 0) + b'12345678',
     'log': struct.pack('>IBI', 1, LOG, 0) + b'x',
+    'keep on stream 0': struct.pack('>IBI', 1, KEEP, 0) + b'x',
+    'keep on no stream': struct.pack('>IBI', 1, KEEP, 77) + b'x',
+    'empty keep': struct.pack('>IBI', 0, KEEP, 1),
+    'kept of 3 bytes': struct.pack('>IBI', 3, KEPT, 1) + b'xxx',
+    'forget on a stream': struct.pack('>IBI', 4, FORGET, 1) + b'\0\0\0\1',
+    'forget what never was': struct.pack('>IBI', 4, FORGET, 0) + b'\0\0\0\1',
     'cancel of what never was': struct.pack('>IBI', 0, CANCEL, 5),
 }
 
@@ -188,10 +199,30 @@ def test_hostile_frames_end_it(agent, what):
         lambda a, s: (a.send(END, s), a.send(DATA, s, b'x')),
         lambda a, s: a.send(OPEN, s, b'\2' + record((1, b'true'))),  # a number again
         lambda a, s: [a.send(DATA, s, b'x' * 65536) for _ in range(17)],  # more than the window
+        lambda a, s: [a.send(KEEP, s, b'x' * 65536) for _ in range(17)],
+        lambda a, s: [a.send(KEEP, s, b'x' * 65536)] + [a.send(KEPT, s, b'\0\0\0\1') for _ in range(16)],
+        lambda a, s: a.send(KEPT, s, b'\0\0\0\1'),
+        lambda a, s: [a.send(KEEP, s, b'x'), a.send(FORGET, 0, b'\0\0\0\1'), a.send(KEPT, s, b'\0\0\0\1')],
+        lambda a, s: [a.send(KEEP, s, b'x'), a.send(FORGET, 0, b'\0\0\0\2')],
+        lambda a, s: (a.send(END, s), a.send(KEEP, s, b'x')),
         lambda a, s: a.send(WIDEN, s, struct.pack('>I', WINDOW)),
         lambda a, s: a.send(WIDEN, s, struct.pack('>I', MOST_WINDOW + 1)),
     ],
-    ids=['tty', 'two ends', 'data after end', 'number again', 'overrun', 'window no wider', 'window too wide'],
+    ids=[
+        'tty',
+        'two ends',
+        'data after end',
+        'number again',
+        'overrun',
+        'overrun by keep',
+        'overrun by kept',
+        'kept that never was',
+        'kept that is forgotten',
+        'forget what never was',
+        'keep after end',
+        'window no wider',
+        'window too wide',
+    ],
 )
 def test_frames_that_a_stream_may_not_have(agent, frames):
     stream = agent.open(COMMAND, (1, b'sleep'), (1, b'1000'))
@@ -240,9 +271,57 @@ def test_bad_requests_end_their_stream_only(agent, kind, fields):
 
 def test_frames_for_streams_that_ended_are_ignored(agent):
     agent.command('true')
-    for kind, payload in ((DATA, b'x'), (END, b''), (CREDIT, b'\0\0\0\1'), (WIDEN, b'\0\x20\0\0'), (CANCEL, b'')):
+    for kind, payload in ((DATA, b'x'), (END, b''), (CREDIT, b'\0\0\0\1'), (WIDEN, b'\0\x20\0\0'), (KEEP, b'x'), (KEPT, b'\0\0\0\1'), (CANCEL, b'')):
         agent.send(kind, 1, payload)
     assert agent.command('echo', 'hi').data == b'hi\n'
+
+
+def test_kept_for_others(agent):
+    """What came once goes to whoever it is for, in its place, until it is forgotten; also what came for one who had gone."""
+    ended, first, second = (agent.open(SPAWN, (1, name)) for name in (b'true', b'cat', b'cat'))
+    agent.result(ended)
+    body = os.urandom(131072)
+    agent.send(KEEP, ended, b'gone ')
+    agent.send(DATA, first, b'a')
+    agent.send(KEEP, first, body)
+    for stream in (second, first):
+        agent.send(DATA, stream, b'b')
+        agent.send(KEPT, stream, b'\0\0\0\2')
+        agent.send(KEPT, stream, b'\0\0\0\1')
+    agent.send(FORGET, 0, b'\0\0\0\1')
+    agent.send(KEEP, second, b'c')
+    agent.send(KEPT, first, b'\0\0\0\3')
+    agent.send(KEPT, second, b'\0\0\0\2')
+    agent.send(FORGET, 0, b'\0\0\0\3')
+    for stream in (first, second):
+        agent.send(END, stream)
+    assert agent.result(first).data == b'a' + body + b'b' + body + b'gone c'
+    assert agent.result(second).data == b'b' + body + b'gone c' + body
+    assert agent.result(first).granted >= 262144
+    assert agent.command('echo', 'hi').data == b'hi\n'
+
+
+def test_what_is_kept_is_there_once(agent):
+    """Children that read nothing hold no copies."""
+    streams = [agent.open(SPAWN, (1, b'sleep'), (1, b'1000')) for _ in range(40)]
+    agent.ping()
+    before = resident(agent)
+    for at in range(8):
+        agent.send(KEEP, streams[0], os.urandom(131072))
+        for stream in streams[1:]:
+            agent.send(KEPT, stream, struct.pack('>I', at + 1))
+    agent.ping()
+    assert resident(agent) - before < 8 << 10
+    agent.send(FORGET, 0, struct.pack('>I', 8))
+    for stream in streams:
+        agent.send(CANCEL, stream)
+        assert agent.result(stream).failure == 'cancelled'
+
+
+def resident(agent):
+    """KiB"""
+    with open('/proc/%d/statm' % agent.process.pid) as f:
+        return int(f.read().split()[1]) * (resource.getpagesize() >> 10)
 
 
 def test_control_overtakes_data(agent):

@@ -16,7 +16,8 @@ import (
 // goroutine when the link is gone, and say so with t.Errorf only where the script relied on it.
 type Fake struct {
 	net.Conn
-	t testing.TB
+	t    testing.TB
+	kept [][]byte // what KEEP brought
 }
 
 // Link returns a link to an agent that script plays. The link is closed, and the script waited for, when the test ends.
@@ -88,10 +89,17 @@ func (f *Fake) Result(stream uint32, r agent.Result) {
 	f.Send(agent.TypeResult, stream, agent.EncodeResult(r))
 }
 
-// Next reads a frame. The script ends when there is none.
+// Next reads a frame; KEEP and KEPT are the DATA that they stand for. The script ends when there is none.
 func (f *Fake) Next() agent.Frame {
 	frame, err := agent.ReadDown(f)
 	f.must(0, err)
+	switch frame.Type { //nolint:exhaustive // the others are what they are
+	case agent.TypeKeep:
+		f.kept = append(f.kept, frame.Payload)
+		frame.Type = agent.TypeData
+	case agent.TypeKept:
+		frame.Type, frame.Payload = agent.TypeData, f.kept[binary.BigEndian.Uint32(frame.Payload)-1]
+	}
 	return frame
 }
 
