@@ -92,7 +92,7 @@ type incoming struct {
 func (in *incoming) add(p []byte) error {
 	if in.free == nil && in.meter.done()+uint64(len(p)) > MaxInline {
 		asked := time.Now()
-		free, err := in.turns.take(in.ctx, in.link)
+		free, err := in.turns.take(in.ctx, in.link, "")
 		if err != nil {
 			return err
 		}

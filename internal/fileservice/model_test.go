@@ -1,6 +1,7 @@
 package fileservice
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +16,9 @@ import (
 
 // Put and Get in any order do what plain writes in a plain folder do. More of it: -rapid.checks=5000.
 func TestModel(t *testing.T) {
-	for name, c := range map[string]Caller{"agent": linked{agenttest.Start(t, "")}, "no agent": plain{}} {
+	hop := agenttest.Start(t, "")
+	behind := &inTurn{all: []linked{{nest(t, hop, true)}, {nest(t, hop, true)}}}
+	for name, c := range map[string]Caller{"agent": linked{agenttest.Start(t, "")}, "agents behind one": behind, "no agent": plain{}} {
 		t.Run(name, func(t *testing.T) {
 			dir, rounds := inMemory(t), 0
 			rapid.Check(t, func(t *rapid.T) {
@@ -26,6 +29,18 @@ func TestModel(t *testing.T) {
 			})
 		})
 	}
+}
+
+// inTurn is each of some nodes in turn.
+type inTurn struct {
+	linked
+	all  []linked
+	next int
+}
+
+func (n *inTurn) Open(ctx context.Context, r agent.Request) (*agent.Stream, error) {
+	n.next = (n.next + 1) % len(n.all)
+	return n.all[n.next].Open(ctx, r)
 }
 
 // inMemory is a folder where fsync costs nothing, if there is one.

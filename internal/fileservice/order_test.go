@@ -20,7 +20,7 @@ func (t *turns) users(link string) int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if mine, ok := t.links[link]; ok {
-		return mine.users
+		return mine.holders + len(mine.waiting)
 	}
 	return 0
 }
@@ -117,14 +117,14 @@ func TestTurnsAreInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q turns
 		var order []int
-		release, err := q.take(t.Context(), "l")
+		release, err := q.take(t.Context(), "l", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		var wg sync.WaitGroup
 		for i := range 5 {
 			wg.Go(func() {
-				free, err := q.take(t.Context(), "l")
+				free, err := q.take(t.Context(), "l", "")
 				if err != nil {
 					t.Error(err)
 					return
@@ -137,13 +137,13 @@ func TestTurnsAreInOrder(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		wg.Go(func() {
-			if _, err := q.take(ctx, "l"); fault.KindOf(err) != fault.Cancelled {
+			if _, err := q.take(ctx, "l", ""); fault.KindOf(err) != fault.Cancelled {
 				t.Errorf("a cancelled wait: %v", err)
 			}
 		})
 		synctest.Wait()
 		cancel(errors.New("bored"))
-		free, err := q.take(t.Context(), "another link")
+		free, err := q.take(t.Context(), "another link", "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -159,6 +159,68 @@ func TestTurnsAreInOrder(t *testing.T) {
 		}
 		if len(order) != 5 || len(q.links) != 0 {
 			t.Errorf("order %v, left %v", order, q.links)
+		}
+	})
+}
+
+// Who moves what is being moved does not wait, nor for anybody else who moves it; who moves something else waits for all of them.
+func TestTurnsOfOneContent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q turns
+		var mu sync.Mutex
+		var order []string
+		came := func(name string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, name)
+		}
+		var wg sync.WaitGroup
+		leave := map[string]chan struct{}{}
+		ask := func(ctx context.Context, name, content string) {
+			left := make(chan struct{})
+			leave[name] = left
+			wg.Go(func() {
+				free, err := q.take(ctx, "l", content)
+				if err != nil {
+					came(name + " gave up")
+					return
+				}
+				came(name)
+				<-left
+				free()
+			})
+			synctest.Wait()
+		}
+		then := func(what func(), want ...string) {
+			t.Helper()
+			order = nil
+			what()
+			synctest.Wait()
+			slices.Sort(order)
+			if !slices.Equal(order, want) {
+				t.Errorf("in came %q, want %q", order, want)
+			}
+		}
+		impatient, cancel := context.WithCancelCause(t.Context())
+		then(func() { ask(t.Context(), "a1", "a") }, "a1")
+		then(func() { ask(t.Context(), "b1", "b") })
+		then(func() { ask(t.Context(), "own1", "") })
+		then(func() { ask(t.Context(), "own2", "") })
+		then(func() { ask(impatient, "b2", "b") })
+		then(func() { ask(t.Context(), "b3", "b") })
+		then(func() { ask(t.Context(), "a2", "a") }, "a2")
+		then(func() { close(leave["a1"]) })
+		then(func() { ask(t.Context(), "a3", "a") }, "a3")
+		then(func() { close(leave["a2"]) })
+		then(func() { cancel(errors.New("bored")) }, "b2 gave up")
+		then(func() { close(leave["a3"]) }, "b1", "b3")
+		then(func() { close(leave["b1"]) })
+		then(func() { close(leave["b3"]) }, "own1")
+		then(func() { close(leave["own1"]) }, "own2")
+		then(func() { close(leave["own2"]) })
+		wg.Wait()
+		if len(q.links) != 0 {
+			t.Errorf("left %v", q.links)
 		}
 	})
 }

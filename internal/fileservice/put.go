@@ -23,7 +23,11 @@ func (s *Service) Put(ctx context.Context, c Caller, r *PutRequest) (Result, err
 	release, queued := func() {}, time.Duration(0)
 	if src.file != nil {
 		asked := time.Now()
-		if release, err = s.up.take(ctx, r.Link); err != nil {
+		content := ""
+		if r.Shared {
+			content = src.identity()
+		}
+		if release, err = s.up.take(ctx, r.Link, content); err != nil {
 			return Result{}, err
 		}
 		queued = time.Since(asked)

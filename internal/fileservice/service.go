@@ -3,14 +3,10 @@ package fileservice
 import (
 	"context"
 	"io"
-	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/blobcache"
-	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
 
 const (
@@ -41,6 +37,7 @@ type Body func(ctx context.Context) ([]byte, error)
 type PutRequest struct {
 	Host     string // for people
 	Link     string // large files of one link take turns
+	Shared   bool   // content that others on the link have comes to the node from there
 	Path     string // of the controller; or
 	Body     Body
 	Dest     []byte
@@ -75,45 +72,3 @@ type Service struct {
 
 // New returns a Service.
 func New() *Service { return &Service{} }
-
-// turns lets one holder in at a time for each link, in the order of their asking.
-type turns struct {
-	mu    sync.Mutex
-	links map[string]*turn
-}
-
-type turn struct {
-	one   *semaphore.Weighted // first come, first served
-	users int                 // who hold it or wait; guarded by turns.mu
-}
-
-// take waits for link's turn. release may be called more than once.
-func (t *turns) take(ctx context.Context, link string) (release func(), err error) {
-	t.mu.Lock()
-	if t.links == nil {
-		t.links = map[string]*turn{}
-	}
-	mine, ok := t.links[link]
-	if !ok {
-		mine = &turn{one: semaphore.NewWeighted(1)}
-		t.links[link] = mine
-	}
-	mine.users++
-	t.mu.Unlock()
-
-	leave := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if mine.users--; mine.users == 0 {
-			delete(t.links, link)
-		}
-	}
-	if err := mine.one.Acquire(ctx, 1); err != nil {
-		leave()
-		return nil, fault.OfContext(ctx)
-	}
-	return sync.OnceFunc(func() {
-		mine.one.Release(1)
-		leave()
-	}), nil
-}

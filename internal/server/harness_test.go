@@ -177,6 +177,7 @@ func (n bareNode) Memory() *mux.Memory      { return &n.state.memory }
 func (bareNode) Discovered() ([]byte, bool) { return nil, false }
 
 func (bareNode) LoginUID(context.Context) (uint32, error) { return 0, nil }
+func (bareNode) Shares() bool                             { return false }
 
 func (n bareNode) Release() { n.state.held.Add(-1) }
 

@@ -378,7 +378,9 @@ func (r *request) put(ctx context.Context, i uint32, of asked, p *putStep) (*mux
 	if err != nil {
 		return nil, err
 	}
-	in := &fileservice.PutRequest{Host: r.host, Link: r.link(), Path: p.path, Dest: p.dest, Mode: p.mode, UID: uid, Progress: r.progress(string(p.dest))}
+	in := &fileservice.PutRequest{
+		Host: r.host, Link: r.link(), Shared: r.node.Shares(), Path: p.path, Dest: p.dest, Mode: p.mode, UID: uid, Progress: r.progress(string(p.dest)),
+	}
 	if p.hasBody {
 		in.Body = r.bodies.of(i)
 	}

@@ -31,6 +31,8 @@ type Node interface {
 	CanExec() bool
 	Exec(ctx context.Context, cmd []byte, o mux.ExecOptions) (mux.Process, error)
 	LoginUID(ctx context.Context) (uint32, error)
+	// Shares reports whether what is sent to the node need not be sent again to others beside it.
+	Shares() bool
 	Memory() *mux.Memory
 	Discovered() (answer []byte, ok bool)
 	Log(f func(level int, text string))
