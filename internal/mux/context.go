@@ -31,7 +31,7 @@ func (c *Context) HasAgent() bool { return c.link != nil && len(c.rest) == 0 }
 
 // Shares reports whether what is sent to the context crosses the line to the agent before it once for all the contexts there.
 func (c *Context) Shares() bool {
-	return c.HasAgent() && c.node.nested() && c.tree.hasSiblings(c.node)
+	return c.HasAgent() && c.tree.hasSiblings(c.node)
 }
 
 // CanExec reports whether Exec can work: the path ends at the SSH account itself, or there is no agent.

@@ -107,9 +107,6 @@ func (o opened) done() <-chan struct{} {
 	return o.transport.Done()
 }
 
-// nested reports whether the agent before n carries its link.
-func (n *node) nested() bool { return n.edge.role == becomeAgent || n.edge.role == containerAgent }
-
 // name says what the node is, for people.
 func (n *node) name() string { return n.hop.Name() }
 

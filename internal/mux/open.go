@@ -141,12 +141,12 @@ func (t *Tree) bootstrap(ctx context.Context, n *node, conn agent.Conn) (peer, e
 	return t.connect(timed, conn, o)
 }
 
-// hasSiblings reports whether other contexts behind the agent before n may be sent what n is, over a line that deserves it.
+// hasSiblings reports whether n is behind an agent, over a line that deserves it, and others there may be sent what n is.
 func (t *Tree) hasSiblings(n *node) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	above := n.parent
-	return above.edge.role != localAgent && (len(above.children) > 1 || len(above.hosts) > 1)
+	return above != nil && above.link != nil && above.edge.role != localAgent && (len(above.children) > 1 || len(above.hosts) > 1)
 }
 
 // logged hands a LOG frame of n's agent to the contexts that hold n.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 import runs
 from runs import WAYS, Site
 from test_life import play
@@ -138,6 +139,31 @@ def test_a_module_crosses_once(site: Site, relay: Relay) -> None:
     after = relay.ask("stats")
     assert after["connections"] == before["connections"]
     assert after["up_bytes"] - before["up_bytes"] <= 3 * 1024
+
+
+def test_a_file_for_many_accounts_crosses_once(site: Site, relay: Relay) -> None:
+    """They are hosts of their own behind one login, and ask one or two at a time."""
+    many, size = 6, 4 << 20
+    source = site.base / "for-many"
+    source.write_bytes(os.urandom(size))
+    python = {"ansible_python_interpreter": "/usr/bin/python3"}
+    with harness.crowd(many) as names:
+        behind = {name: {**python, "ansible_connection": "mitogen_sudo", "ansible_user": name, "mitogen_via": "door"} for name in names}
+        hosts = {**behind, "door": site.host_vars(OURS, site.login, ansible_port=relay.port)}
+
+        def crossed(*tasks: object) -> int:
+            before = relay.ask("stats")["up_bytes"]
+            run = site.play(OURS, hosts, play(*tasks, hosts="all:!door"), args=["-f", "2"])
+            assert run.rc == 0, run.said()
+            return relay.ask("stats")["up_bytes"] - before
+
+        site.stop_daemon()
+        crossed({"copy": {"content": "the same", "dest": "~/first"}}, {"command": "true"})  # what modules and agents cost is not counted
+        assert size < crossed({"copy": {"src": str(source), "dest": "~/file"}}) < size + size // 50 + many * 12 * 1024
+        for name in names:
+            assert Path("/home", name, "file").read_bytes() == source.read_bytes()
+    site.stop_daemon()
+    source.unlink()
 
 
 @pytest.mark.tier("matrix")
