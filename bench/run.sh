@@ -1,6 +1,6 @@
 #!/bin/bash
 # Times and counts: the hot paths of the daemon, then workloads with plain Ansible, pipelining, Mitogen and mitogen-mux in turn. Needs root
-# or sudo, as the demo. Arguments are those of bench.py (workloads, -k repeats, --only contenders), or one of transfers, trees and connections
+# or sudo, as the demo. Arguments are those of bench.py (workloads, -k repeats, --only contenders), or one of transfers, trees, fan and connections
 # and those of the program of that name.
 set -eu
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ go build -trimpath -o bin/ ./bench/...
 tools/venv.sh bench
 program=bench
 case "${1:-}" in
-transfers | trees | connections)
+transfers | trees | fan | connections)
     program=$1
     shift
     ;;
