@@ -241,8 +241,9 @@ class Agent(object):
         elif kind == DROP:
             self.forget(set(payload[at:at + 32] for at in range(0, len(payload), 32)))
         elif kind == FORGET:
-            self.again(NUMBER.unpack(payload)[0])
-            while self.forgotten < NUMBER.unpack(payload)[0]:
+            last, = NUMBER.unpack(payload)
+            self.again(last)
+            while self.forgotten < last:
                 self.forgotten += 1
                 del self.passed[self.forgotten]
         elif kind == OPEN:

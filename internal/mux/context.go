@@ -30,9 +30,7 @@ type Context struct {
 func (c *Context) HasAgent() bool { return c.link != nil && len(c.rest) == 0 }
 
 // Shares reports whether what is sent to the context crosses the line to the agent before it once for all the contexts there.
-func (c *Context) Shares() bool {
-	return c.HasAgent() && c.tree.hasSiblings(c.node)
-}
+func (c *Context) Shares() bool { return c.HasAgent() && c.tree.hasSiblings(c.node) }
 
 // CanExec reports whether Exec can work: the path ends at the SSH account itself, or there is no agent.
 func (c *Context) CanExec() bool { return c.transport != nil || !c.HasAgent() }
