@@ -18,14 +18,20 @@ import (
 func TestModel(t *testing.T) {
 	hop := agenttest.Start(t, "")
 	behind := &inTurn{all: []linked{{nest(t, hop, true)}, {nest(t, hop, true)}}}
-	for name, c := range map[string]Caller{"agent": linked{agenttest.Start(t, "")}, "agents behind one": behind, "no agent": plain{}} {
+	for name, c := range map[string]struct {
+		Caller
+		each int // of so many rounds one is played
+	}{
+		"agent":             {linked{agenttest.Start(t, "")}, 1},
+		"agents behind one": {behind, 4},
+		"no agent":          {plain{}, 8}, // it takes a process for each operation
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir, rounds := inMemory(t), 0
 			rapid.Check(t, func(t *rapid.T) {
-				if rounds++; name == "no agent" && rounds%8 != 0 {
-					return // it takes a process for each operation
+				if rounds++; rounds%c.each == 0 {
+					model(t, c.Caller, filepath.Join(dir, fmt.Sprint(rounds)))
 				}
-				model(t, c, filepath.Join(dir, fmt.Sprint(rounds)))
 			})
 		})
 	}
