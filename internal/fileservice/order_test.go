@@ -113,6 +113,53 @@ func readData(f *agenttest.Fake, stream uint32, n int) int {
 	return got
 }
 
+// A node that takes no more of its file keeps the next one waiting for a while, and not for ever; it may go on later.
+func TestStuckNodePassesItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = agent.Window + 3*chunkSize
+		s := New()
+		goOn := make(chan struct{})
+		l := agenttest.Link(t, agent.Options{Name: "fake"}, func(f *agenttest.Fake) {
+			f.Boot()
+			first, _ := f.Open()
+			left := size + 32 - readData(f, first, agent.Window)
+			second, _ := f.Open()
+			f.Result(second, agent.Result{Failed: true, Failure: agent.FailIO, Text: "no"})
+			<-goOn
+			f.Send(agent.TypeCredit, first, binary.BigEndian.AppendUint32(nil, agent.Window))
+			for left > 0 {
+				if frame := f.Next(); frame.Stream == first {
+					left -= len(frame.Payload)
+				}
+			}
+			f.Result(first, agent.Result{Size: size, SHA256: blobcache.Sum(make([]byte, size))})
+			f.Drain()
+		})
+		large := func() *PutRequest {
+			return &PutRequest{Link: "l", Body: inParts(make([]byte, size), chunkSize), Dest: []byte("/x")}
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := s.Put(t.Context(), linked{l}, large()); err != nil {
+				t.Errorf("first: %v", err)
+			}
+		})
+		synctest.Wait()
+		began := time.Now()
+		if _, err := s.Put(t.Context(), linked{l}, large()); fault.KindOf(err) != fault.FileFailed {
+			t.Errorf("second: %v", err)
+		}
+		if waited := time.Since(began); waited != stuckAfter {
+			t.Errorf("it waited %v", waited)
+		}
+		close(goOn)
+		wg.Wait()
+		if s.up.users("l") != 0 {
+			t.Error("a turn is left")
+		}
+	})
+}
+
 func TestTurnsAreInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var q turns

@@ -65,7 +65,7 @@ func putAgent(ctx context.Context, c Caller, r *PutRequest, src *source, m *mete
 	if src.file == nil {
 		err = send(ctx, stream, src.small)
 	} else {
-		digest, err = sendLarge(ctx, stream, src, m)
+		digest, err = sendLarge(ctx, stream, src, m, sent)
 	}
 	if err == nil {
 		err = stream.CloseSend()
@@ -95,10 +95,15 @@ func send(ctx context.Context, stream *agent.Stream, p []byte) error {
 	return stream.Send(ctx, p)
 }
 
+// stuckAfter is how long a node may take nothing of a large file and keep its turn.
+const stuckAfter = 10 * time.Second
+
 // sendLarge sends the file and then, as the trailer, its digest: if the file has changed meanwhile the trailer never comes, and without
-// it the far side keeps nothing.
-func sendLarge(ctx context.Context, stream *agent.Stream, src *source, m *meter) (blobcache.Digest, error) {
+// it the far side keeps nothing. A node that does not take it does not use the line: others need not wait for it, and pass has them go on.
+func sendLarge(ctx context.Context, stream *agent.Stream, src *source, m *meter, pass func()) (blobcache.Digest, error) {
 	var digest blobcache.Digest
+	stuck := time.AfterFunc(stuckAfter, pass)
+	defer stuck.Stop()
 	hash := sha256.New()
 	buffer := make([]byte, chunkSize)
 	for left := src.size; left > 0; {
@@ -112,6 +117,7 @@ func sendLarge(ctx context.Context, stream *agent.Stream, src *source, m *meter)
 		}
 		left -= uint64(len(chunk))
 		m.add(len(chunk))
+		stuck.Reset(stuckAfter)
 	}
 	if err := src.checkUnchanged(); err != nil {
 		return digest, err
