@@ -97,6 +97,7 @@ func (s *Stream) dropOut() {
 		}
 	}
 	s.out, s.outBytes = nil, 0
+	s.link.forgetUpTo(s.link.keepLimit())
 }
 
 // wake lets those go on who wait for p to leave.
