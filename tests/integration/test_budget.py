@@ -162,7 +162,7 @@ def test_a_file_for_many_accounts_crosses_once(site: Site, relay: Relay) -> None
         assert size < crossed({"copy": {"src": str(source), "dest": "~/file"}}) < size + size // 50 + many * 12 * 1024
         for name in names:
             assert Path("/home", name, "file").read_bytes() == source.read_bytes()
-    site.stop_daemon()
+        site.stop_daemon()  # and so their agents
     source.unlink()
 
 
