@@ -51,11 +51,13 @@ def plugin_vars(plugin: t.Any) -> list[str]:
 def ssh(connection: t.Any, interpreter: str = '') -> path_pb2.Hop:
     """The account that an ssh plugin's options name."""
     context = connection._play_context
+    transport = _unless(option(connection, 'mitogen_ssh_transport', ''), 'auto')
+    key = to_text(option(connection, 'private_key_file', ''))
     hop = path_pb2.SshHop(
         host=to_text(option(connection, 'host') or context.remote_addr),
         port=int(option(connection, 'port', 0)),
         user=to_text(option(connection, 'remote_user', '')),
-        private_key_file=os.path.expanduser(to_text(option(connection, 'private_key_file', ''))),
+        private_key_file=key if transport == 'via' else os.path.expanduser(key),
         host_key_checking=option(connection, 'host_key_checking', True) is not False,
         args=_ssh_args(connection, 'ssh_args'),
         late_args=_ssh_args(connection, 'ssh_common_args', 'ssh_extra_args'),
@@ -66,7 +68,7 @@ def ssh(connection: t.Any, interpreter: str = '') -> path_pb2.Hop:
         reconnection_retries=int(option(connection, 'reconnection_retries', 0)),
         verbosity=int(option(connection, 'verbosity', 0)),
         password_mechanism=to_text(option(connection, 'password_mechanism', '')),
-        transport=_unless(option(connection, 'mitogen_ssh_transport', ''), 'auto'),
+        transport=transport,
     )
     _secret(hop.password, option(connection, 'password') or context.password)
     _secret(hop.private_key, option(connection, 'private_key'))

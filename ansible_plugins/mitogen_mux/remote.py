@@ -44,8 +44,11 @@ def account_option(about: str, **more: t.Any) -> dict[str, dict[str, t.Any]]:
 _SSH: dict[str, dict[str, t.Any]] = {
     **NAME,
     'mitogen_ssh_transport': {
-        'description': ["Who connects: the daemon's own client (native), the user's ssh program (openssh), or whichever can do it (auto)."],
-        'choices': ['auto', 'native', 'openssh'],
+        'description': [
+            "Who connects: the daemon's own client (native), the user's ssh program (openssh), or whichever can do it (auto).",
+            'The ssh program of the account that the host is reached through (via), with the keys and files of that account.',
+        ],
+        'choices': ['auto', 'native', 'openssh', 'via'],
         'default': 'auto',
         'vars': [{'name': 'mitogen_ssh_transport'}],
         'env': [{'name': 'MITOGEN_SSH_TRANSPORT'}],

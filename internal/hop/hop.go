@@ -76,7 +76,7 @@ type SSH struct {
 	ReconnectionRetries  uint32
 	Verbosity            uint32
 	PasswordMechanism    string
-	Transport            string // "native", "openssh", or empty: whichever can do it
+	Transport            string // "native", "openssh", "via" (not for the first hop), or empty: whichever of the first two can do it
 }
 
 // Local is the controller's own account within one run.

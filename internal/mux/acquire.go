@@ -276,7 +276,7 @@ func (w *walk) arrive(n *node, rest hop.Path) *Context {
 	if w.opens == n {
 		c.answer = n.answer
 	}
-	if n.edge.role == sshAgent {
+	if n.edge.role == sshAgent && n.parent.transport.Shared() {
 		c.transport = n.parent.transport
 	}
 	return c

@@ -32,7 +32,7 @@ func (c *Context) HasAgent() bool { return c.link != nil && len(c.rest) == 0 }
 // Shares reports whether what is sent to the context crosses the line to the agent before it once for all the contexts there.
 func (c *Context) Shares() bool { return c.HasAgent() && c.tree.hasSiblings(c.node) }
 
-// CanExec reports whether Exec can work: the path ends at the SSH account itself, or there is no agent.
+// CanExec reports whether Exec can work: the path ends at the SSH account itself, where that takes no login, or there is no agent.
 func (c *Context) CanExec() bool { return c.transport != nil || !c.HasAgent() }
 
 // Open is agent.Link.Open.
@@ -101,7 +101,7 @@ func (c *Context) start(ctx context.Context, cmd []byte, o ExecOptions) (Process
 	if err != nil {
 		return nil, err
 	}
-	return newStreamProcess(s), nil
+	return newStreamProcess(s, c.node), nil
 }
 
 // Log has f called with what the account's agent logs while the context is held, and with the connection's notes if the run has not

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"time"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 )
@@ -15,12 +16,46 @@ type Dialer interface {
 	// Dial connects and authenticates. ctx ends the attempt; the attempt's own timeout and retries are the hop's. Errors are
 	// *fault.Error with a kind that says which step failed.
 	Dial(ctx context.Context, h *hop.SSH, run hop.Run) (Transport, error)
-	// DialThrough is Dial with a way of its own to the server: forward opens the connection.
-	DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, forward Forward) (Transport, error)
+	// DialThrough is Dial from an intermediary.
+	DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, from *Intermediary) (Transport, error)
+}
+
+// Intermediary is an account with an agent, from which a connection goes on in one of two ways.
+type Intermediary struct {
+	Name    string // for people
+	Forward Forward
+	Start   Start
 }
 
 // Forward opens a TCP connection from somewhere else.
 type Forward func(ctx context.Context, host string, port int) (net.Conn, error)
+
+// Start starts a program somewhere else, in the account's own environment. ctx bounds the start only.
+type Start func(ctx context.Context, argv []string) (*Program, error)
+
+// Program is a process with a terminal of its own, on which it may ask. All that it says has to be read, or it comes to a stop.
+type Program struct {
+	Stdin    io.WriteCloser
+	Stdout   io.ReadCloser
+	Stderr   Output
+	Terminal Terminal
+	// Wait returns the exit code once the output has been read, -1 if there is none. An error says that the intermediary was lost.
+	Wait func() (int, error)
+	// Kill ends it, and what it has started. It does not wait.
+	Kill func()
+}
+
+// Output is something that is read with a deadline.
+type Output interface {
+	io.ReadCloser
+	SetReadDeadline(t time.Time) error
+}
+
+// Terminal is an Output that can be typed on.
+type Terminal interface {
+	Output
+	io.Writer
+}
 
 // Transport is an open connection to one account of one target, on which processes are started.
 type Transport interface {
@@ -31,6 +66,8 @@ type Transport interface {
 	Err() error
 	// Notes are what people should know about how the connection was made; they do not change.
 	Notes() []Note
+	// Shared reports whether a further process is no further login.
+	Shared() bool
 	// Close ends the connection and everything on it, and waits for its goroutines.
 	Close() error
 }

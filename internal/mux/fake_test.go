@@ -103,7 +103,7 @@ func (w *world) hold(what string) (letGo func()) {
 }
 
 // DialThrough implements Dialer.
-func (w *world) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+func (w *world) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ *Intermediary) (Transport, error) {
 	return w.Dial(ctx, h, run)
 }
 
@@ -136,6 +136,9 @@ type fakeTransport struct {
 
 // Notes implements Transport.
 func (f *fakeTransport) Notes() []Note { return f.world.notes }
+
+// Shared implements Transport.
+func (f *fakeTransport) Shared() bool { return true }
 
 func (f *fakeTransport) Exec(ctx context.Context, cmd []byte, o ExecOptions) (Process, error) {
 	if f.full {

@@ -133,8 +133,8 @@ type throughDialer struct {
 	got  chan string
 }
 
-func (d throughDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, forward Forward) (Transport, error) {
-	conn, err := forward(ctx, d.host, d.port)
+func (d throughDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, from *Intermediary) (Transport, error) {
+	conn, err := from.Forward(ctx, d.host, d.port)
 	if err != nil {
 		return nil, err
 	}

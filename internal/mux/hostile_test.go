@@ -37,7 +37,7 @@ func (s *stage) Dial(_ context.Context, h *hop.SSH, _ hop.Run) (Transport, error
 }
 
 // DialThrough implements Dialer.
-func (s *stage) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+func (s *stage) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ *Intermediary) (Transport, error) {
 	return s.Dial(ctx, h, run)
 }
 

@@ -38,7 +38,7 @@ func (t *Tree) openConnection(ctx context.Context, n *node) (opened, error) {
 	dial := t.dialer.Dial
 	if n.parent != nil {
 		dial = func(ctx context.Context, h *hop.SSH, run hop.Run) (Transport, error) {
-			return t.dialer.DialThrough(ctx, h, run, n.parent.forward)
+			return t.dialer.DialThrough(ctx, h, run, n.parent.intermediary())
 		}
 	}
 	transport, err := dial(ctx, n.hop.SSH, n.opening.run)

@@ -23,7 +23,7 @@ import (
 type shellDialer struct{ shell string }
 
 // DialThrough implements Dialer.
-func (d shellDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+func (d shellDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ *Intermediary) (Transport, error) {
 	return d.Dial(ctx, h, run)
 }
 
@@ -40,6 +40,7 @@ type shellTransport struct {
 func (s *shellTransport) Done() <-chan struct{} { return s.done }
 func (s *shellTransport) Err() error            { return errors.New("closed") }
 func (s *shellTransport) Notes() []Note         { return nil }
+func (s *shellTransport) Shared() bool          { return true }
 
 func (s *shellTransport) Close() error {
 	s.once.Do(func() { close(s.done) })

@@ -4,49 +4,49 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
 
-// streamProcess is a spawn stream as a Process, for plain commands where an agent takes the place of SSH. Its goroutine hands each
-// of the far side's words to the reader of its channel: it goes no faster than they read.
+// streamProcess is a spawn stream as a Process, for plain commands where an agent takes the place of SSH, and as a Program. Its goroutine
+// hands each of the far side's words to the reader of its channel: it goes no faster than they read.
 type streamProcess struct {
 	stream spawned
+	by     *node // whose agent has started it
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	out    [3]*io.PipeReader // by agent.Channel of what they carry: stdout, stderr, terminal
-	in     [3]*io.PipeWriter
-	done   chan struct{}
-	code   int   // before done is closed
-	err    error // the same
+	stdout *io.PipeReader
+	stderr net.Conn // with deadlines
+	tty    net.Conn
+	to     struct { // their other ends
+		stdout      *io.PipeWriter
+		stderr, tty net.Conn
+	}
+	done chan struct{}
+	code int   // before done is closed
+	err  error // the same
 }
-
-// The pipes of a streamProcess.
-const (
-	pipeStdout = iota
-	pipeStderr
-	pipeTTY
-)
 
 var errProcessClosed = errors.New("the process was closed")
 
-func newStreamProcess(s spawned) *streamProcess {
-	p := &streamProcess{stream: s, done: make(chan struct{})}
+func newStreamProcess(s spawned, by *node) *streamProcess {
+	p := &streamProcess{stream: s, by: by, done: make(chan struct{})}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
-	for i := range p.out {
-		p.out[i], p.in[i] = io.Pipe()
-	}
+	p.stdout, p.to.stdout = io.Pipe()
+	p.stderr, p.to.stderr = net.Pipe()
+	p.tty, p.to.tty = net.Pipe()
 	go p.pump()
 	return p
 }
 
 func (p *streamProcess) pump() {
 	defer close(p.done)
-	p.err = p.receive()
-	for _, w := range p.in {
-		_ = w.CloseWithError(p.err) // nil is io.EOF
-	}
+	p.err = p.by.blame(p.receive())
+	_ = p.to.stdout.CloseWithError(p.err) // nil is io.EOF
+	_ = p.to.stderr.Close()
+	_ = p.to.tty.Close()
 }
 
 func (p *streamProcess) receive() error {
@@ -55,15 +55,15 @@ func (p *streamProcess) receive() error {
 		if err != nil {
 			return err
 		}
-		pipe := pipeStdout
+		var to io.Writer = p.to.stdout
 		switch ev.Channel {
 		case agent.Stdout:
 		case agent.Stderr:
-			pipe = pipeStderr
+			to = p.to.stderr
 		case agent.TTY:
-			pipe = pipeTTY
+			to = p.to.tty
 		case agent.End:
-			_ = p.in[pipeStdout].Close()
+			_ = p.to.stdout.Close()
 			continue
 		case agent.Final:
 			p.code = ev.Result.ExitCode
@@ -74,25 +74,25 @@ func (p *streamProcess) receive() error {
 			}
 			return nil
 		}
-		if _, err := p.in[pipe].Write(ev.Data); err != nil {
+		if _, err := to.Write(ev.Data); err != nil {
 			return err
 		}
 	}
 }
 
 // Read implements Process.
-func (p *streamProcess) Read(b []byte) (int, error) { return p.out[pipeStdout].Read(b) }
+func (p *streamProcess) Read(b []byte) (int, error) { return p.stdout.Read(b) }
 
 // Stderr implements Process.
-func (p *streamProcess) Stderr() io.Reader { return p.out[pipeStderr] }
+func (p *streamProcess) Stderr() io.Reader { return p.stderr }
 
 // ReadTTY implements terminal.
-func (p *streamProcess) ReadTTY(b []byte) (int, error) { return p.out[pipeTTY].Read(b) }
+func (p *streamProcess) ReadTTY(b []byte) (int, error) { return p.tty.Read(b) }
 
 // Write implements Process.
 func (p *streamProcess) Write(b []byte) (int, error) {
 	if err := p.stream.Send(p.ctx, b); err != nil {
-		return 0, err
+		return 0, p.by.blame(err)
 	}
 	return len(b), nil
 }
@@ -112,9 +112,9 @@ func (p *streamProcess) Wait() (int, error) {
 // Close implements Process.
 func (p *streamProcess) Close() error {
 	p.cancel(errProcessClosed)
-	for _, r := range p.out {
-		_ = r.CloseWithError(errProcessClosed)
-	}
+	_ = p.stdout.CloseWithError(errProcessClosed)
+	_ = p.stderr.Close()
+	_ = p.tty.Close()
 	p.stream.Close()
 	<-p.done
 	return nil

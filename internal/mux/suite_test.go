@@ -30,7 +30,9 @@ var kinds = map[string]struct {
 	"become twice": {
 		hop.Path{sshHop("h1", "py"), becomeHop("a", "py"), becomeHop("b", "py")}, "agent sudo b", "sudo b", true, 4, fault.AgentDied,
 	},
-	"local agent": {hop.Path{localHop()}, "agent local", "local", true, 1, fault.AgentDied},
+	"ssh connection behind": {hop.Path{sshHop("h1", "py"), sshHop("h2", "")}, "h2", "ssh h2", false, 3, fault.Unreachable},
+	"ssh agent behind":      {hop.Path{sshHop("h1", "py"), sshHop("h2", "py")}, "agent ssh h2", "ssh h2", true, 4, fault.AgentDied},
+	"local agent":           {hop.Path{localHop()}, "agent local", "local", true, 1, fault.AgentDied},
 	"local become": {
 		hop.Path{localHop(), becomeHop("root", "py")}, "agent sudo root", "sudo root", true, 2, fault.AgentDied,
 	},
@@ -216,8 +218,12 @@ func TestKindDeathClosesSubtreeAndNextDials(t *testing.T) {
 			nodes := tree.Nodes()
 			before := len(nodes)
 			last := nodes[len(nodes)-1]
-			if strings.HasPrefix(last.Name, "ssh") && last.Parent == 0 {
-				w.transports[len(w.transports)-1].die(errors.New("cut"))
+			if last.Python == "" { // a connection
+				for _, tr := range w.transports {
+					if "ssh "+tr.host == last.Name {
+						tr.die(errors.New("cut"))
+					}
+				}
 			} else {
 				for _, p := range w.peers {
 					if p.name == last.Name {

@@ -67,7 +67,7 @@ type farDialer struct {
 }
 
 // DialThrough implements Dialer.
-func (d farDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ Forward) (Transport, error) {
+func (d farDialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, _ *Intermediary) (Transport, error) {
 	return d.Dial(ctx, h, run)
 }
 

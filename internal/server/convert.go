@@ -122,9 +122,9 @@ func toSSH(h *muxv1.SshHop) (*hop.SSH, error) {
 		return nil, invalid("%d ssh arguments", words)
 	}
 	switch h.GetTransport() {
-	case "", "native", "openssh":
+	case "", "native", "openssh", "via":
 	default:
-		return nil, invalid("mitogen_ssh_transport %q: it is native or openssh", h.GetTransport())
+		return nil, invalid("mitogen_ssh_transport %q: it is native, openssh or via", h.GetTransport())
 	}
 	if err := short(h.GetHost(), h.GetUser(), h.GetPrivateKeyFile(), h.GetSshExecutable(), h.GetPkcs11Provider(), h.GetControlPath()); err != nil {
 		return nil, err

@@ -19,21 +19,32 @@ import (
 const (
 	native  = "native"
 	openssh = "openssh"
+	via     = "via" // an intermediary's ssh
 )
 
-// choice is which of the two clients connects: the built-in one, unless it cannot do what is asked.
+// choice is which client connects: the built-in one, unless it cannot do what is asked.
 type choice struct {
 	d     *Dialer
 	hop   *hop.SSH
 	place *place
 	cfg   *config // nil: the program is not one to ask
-	why   string  // for the user's ssh; empty: the built-in client
+	why   string  // for an ssh program; empty: the built-in client
 
-	forward mux.Forward // nil: the connection is made from here
+	from *mux.Intermediary // nil: the connection is made from here
 }
 
 // make finds out what is to be done, and by whom.
 func (c *choice) make(ctx context.Context) error {
+	if c.hop.Transport == via {
+		if c.from == nil {
+			return &fault.Error{
+				Kind: fault.Unsupported, Message: "mitogen_ssh_transport is via, and there is no host that this one is reached through",
+				Hint: "Set mitogen_via, or unset mitogen_ssh_transport.",
+			}
+		}
+		c.why = "mitogen_ssh_transport is via"
+		return nil
+	}
 	stock := c.place.isStockSSH(c.hop.Executable)
 	switch {
 	case c.hop.Transport == openssh:
@@ -52,8 +63,9 @@ func (c *choice) make(ctx context.Context) error {
 			c.why = c.foreign()
 		}
 	}
-	if c.why != "" && c.forward != nil {
-		return unsupported("Behind another host ("+c.why+")", "Only the daemon's own SSH client can go through other contexts: ProxyJump may do instead of mitogen_via.")
+	if c.why != "" && c.from != nil {
+		return unsupported("Behind another host ("+c.why+")",
+			"mitogen_ssh_transport: via has the ssh program of that host connect; or ProxyJump may do instead of mitogen_via.")
 	}
 	if c.why != "" && c.hop.Transport == native {
 		f := unsupported("Here ("+c.why+")", "")
@@ -71,7 +83,7 @@ func (c *choice) foreign() string {
 	if c.cfg.RevokedHostKeys != "" && isKRL(c.place.path(c.cfg, c.cfg.RevokedHostKeys)) {
 		return "RevokedHostKeys is a key revocation list"
 	}
-	if c.cfg.ControlPath != "" && c.forward == nil && answers(c.cfg.ControlPath) {
+	if c.cfg.ControlPath != "" && c.from == nil && answers(c.cfg.ControlPath) {
 		return "the control connection " + c.cfg.ControlPath + " is open"
 	}
 	return ""
@@ -92,7 +104,7 @@ func (c *choice) connect(ctx context.Context) (mux.Transport, error) {
 	if c.why != "" {
 		return c.outside(ctx, c.hop, c.why)
 	}
-	alone := c.hop.Transport == native || c.forward != nil
+	alone := c.hop.Transport == native || c.from != nil
 	if why := c.d.memory.recall(c.hop); why != "" && !alone {
 		t, err := c.outside(ctx, c.hop, why)
 		if err != nil {
@@ -100,7 +112,11 @@ func (c *choice) connect(ctx context.Context) (mux.Transport, error) {
 		}
 		return t, err
 	}
-	t, err := c.d.connect(ctx, c.cfg, c.place, c.hop, c.forward)
+	var forward mux.Forward
+	if c.from != nil {
+		forward = c.from.Forward
+	}
+	t, err := c.d.connect(ctx, c.cfg, c.place, c.hop, forward)
 	if err == nil {
 		return t, nil
 	}
@@ -124,7 +140,7 @@ func (c *choice) connect(ctx context.Context) (mux.Transport, error) {
 
 // outside is dialOutside without a nil pointer in an interface.
 func (c *choice) outside(ctx context.Context, h *hop.SSH, why string) (mux.Transport, error) {
-	t, err := c.d.dialOutside(ctx, c.cfg, c.place, h, why)
+	t, err := c.d.dialOutside(ctx, c.cfg, c.place, h, c.from, why)
 	if err != nil {
 		return nil, err
 	}

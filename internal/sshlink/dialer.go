@@ -61,13 +61,14 @@ func (d *Dialer) Dial(ctx context.Context, h *hop.SSH, run hop.Run) (mux.Transpo
 	return d.DialThrough(ctx, h, run, nil)
 }
 
-// DialThrough implements mux.Dialer. There the built-in client is the only one, and the configuration's own proxies are not asked.
-func (d *Dialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, forward mux.Forward) (mux.Transport, error) {
+// DialThrough implements mux.Dialer. There it is the built-in client that connects, and the configuration's own proxies are not asked; or,
+// if the hop says so, the intermediary's ssh.
+func (d *Dialer) DialThrough(ctx context.Context, h *hop.SSH, run hop.Run, from *mux.Intermediary) (mux.Transport, error) {
 	p, err := newPlace(run)
 	if err != nil {
 		return nil, err
 	}
-	c := &choice{d: d, hop: h, place: p, forward: forward}
+	c := &choice{d: d, hop: h, place: p, from: from}
 	if err := c.make(ctx); err != nil {
 		return nil, err
 	}

@@ -2,7 +2,6 @@ package sshlink
 
 import (
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 )
 
 // dialogue answers what the ssh program asks on its terminal: each secret once, and no question that it does not know.
@@ -38,7 +38,7 @@ func newDialogue(h *hop.SSH, name string) *dialogue {
 const quiet = 300 * time.Millisecond
 
 // converse reads the terminal to its end. It returns true when the program has to be ended, as its question has no answer.
-func (d *dialogue) converse(terminal *os.File) bool {
+func (d *dialogue) converse(terminal mux.Terminal) bool {
 	buf := make([]byte, 4096)
 	for {
 		n, err := terminal.Read(buf)

@@ -31,6 +31,7 @@ var wordings = []struct {
 		regexp.MustCompile(`Unable to negotiate|no matching .* found`), fault.Unsupported,
 		"Allow an algorithm of the server's offer in ssh_config (KexAlgorithms, Ciphers, MACs, HostKeyAlgorithms).",
 	},
+	{regexp.MustCompile(noProgram), fault.Unreachable, installSSH},
 	{regexp.MustCompile(`Could not resolve hostname`), fault.Unreachable, "Check the name in the inventory, or set ansible_host to an address."},
 	{regexp.MustCompile(`Connection refused`), fault.Unreachable, "Nothing listens there: check ansible_host and ansible_port, and that sshd runs."},
 	{
@@ -56,6 +57,9 @@ func (o *outside) explain(c *child, said []byte) *fault.Error {
 	if own := c.verdict(); own != nil && f.Kind != fault.HostKeyChanged { // the dialogue knows better why ssh gave up
 		copied := *own
 		f = &copied
+	}
+	if o.from != nil {
+		f.Hint = strings.TrimSpace(f.Hint + " It is the " + o.whose() + " that connects, with the keys, known_hosts and ssh_config of that account.")
 	}
 	if f.Stderr = strings.TrimSpace(text); strings.TrimSuffix(f.Stderr, ".") == f.Message {
 		f.Stderr = ""

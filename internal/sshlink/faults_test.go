@@ -27,6 +27,7 @@ type bench struct {
 	cfg    *config
 	hop    *hop.SSH
 	run    hop.Run
+	from   *mux.Intermediary
 	delay  time.Duration
 	wrap   func(net.Conn) net.Conn // of the dialer's end
 	dials  atomic.Int32
@@ -62,7 +63,7 @@ func newBench(t testing.TB) *bench {
 }
 
 func (b *bench) dial(ctx context.Context) (mux.Transport, error) {
-	return b.dialer.Dial(ctx, b.hop, b.run)
+	return b.dialer.DialThrough(ctx, b.hop, b.run, b.from)
 }
 
 // ready dials and runs a command; the error is the first of them.

@@ -21,11 +21,13 @@ import (
 	"github.com/mitogen-mux/mitogen-mux/internal/mux"
 )
 
-// outside is a connection that the user's own ssh program holds; it is a mux.Transport. The program is started once: its session
-// proves the connection and then becomes the account's first agent. Other commands are further programs, which share the first one's
-// connection where it is an OpenSSH.
+// outside is a connection that an ssh program holds, the user's own or an intermediary's; it is a mux.Transport. The program is started
+// once: its session proves the connection and then becomes the account's first agent. Other commands are further programs, which share
+// the first one's connection where it is an OpenSSH on this machine.
 type outside struct {
 	log     hclog.Logger
+	from    *mux.Intermediary // nil: this machine
+	run     func(ctx context.Context, argv []string, tty bool) (*mux.Program, error)
 	program string
 	args    []string // before the host
 	host    string
@@ -34,13 +36,14 @@ type outside struct {
 	hop     *hop.SSH
 	environ []string
 	dir     string // ours alone: the control socket, the agent
-	control string // the control socket that the programs share
+	control string // the control socket that the programs share; empty: each makes a connection of its own
 	keys    io.Closer
 	notes   []mux.Note
 
 	slots chan struct{}
 	wg    sync.WaitGroup
 	done  chan struct{}
+	end   func() // closes done
 
 	mu     sync.Mutex
 	first  *child // nil if no shell is there: every command is a program of its own
@@ -58,86 +61,126 @@ const readyMark = "MUX-READY\n"
 // launcher is the first session's command: it waits for the agent's command line. The login shell has run already, and shall not twice.
 const launcher = `/bin/sh -c 'printf "MUX-%s\n" READY; IFS= read -r c && eval "exec $c"'`
 
-// dialOutside connects with the user's ssh; why is said at -v. c is nil where the program is not one to ask for its configuration.
-func (d *Dialer) dialOutside(ctx context.Context, c *config, p *place, h *hop.SSH, why string) (*outside, error) {
+// dialOutside connects with an ssh program; why is said at -v. c is nil where it is not one to ask for its configuration.
+func (d *Dialer) dialOutside(ctx context.Context, c *config, p *place, h *hop.SSH, from *mux.Intermediary, why string) (*outside, error) {
 	if strings.HasPrefix(h.Host, "-") {
 		return nil, &fault.Error{Kind: fault.Unreachable, Message: "The host name " + h.Host + " begins with a dash", Hint: "Set ansible_host."}
 	}
-	program := p.lookPath(sshName(h.Executable))
-	if program == "" {
-		return nil, &fault.Error{
-			Kind: fault.Unreachable, Message: "There is no program " + sshName(h.Executable),
-			Hint: "Install OpenSSH's client, or check ansible_ssh_executable.",
-		}
-	}
-	dir, err := os.MkdirTemp("", "mux")
-	if err != nil {
-		return nil, &fault.Error{Kind: fault.Internal, Message: "Cannot make a folder for ssh's control socket", Cause: err}
-	}
 	o := &outside{
-		log: d.log, program: program, host: h.Host, name: h.Host, place: p, hop: h, dir: dir,
-		notes: []mux.Note{{Level: mux.Verbose, Text: fmt.Sprintf("connects through %s: %s", program, why)}},
+		log: d.log, from: from, program: sshName(h.Executable), host: h.Host, name: h.Host, place: p, hop: h,
 		slots: make(chan struct{}, maxSessions), done: make(chan struct{}), open: map[*child]struct{}{},
 	}
+	o.end = sync.OnceFunc(func() { close(o.done) })
 	if h.User != "" {
 		o.name = h.User + "@" + h.Host
 	}
-	if err := o.prepare(c); err != nil {
-		_ = o.Close()
-		return nil, err
+	err := o.prepare(c)
+	if err == nil {
+		o.notes = []mux.Note{{Level: mux.Verbose, Text: fmt.Sprintf("connects through %s: %s", o.whose(), why)}}
+		err = o.connect(ctx)
 	}
-	if err := o.connect(ctx); err != nil {
+	if err != nil {
 		_ = o.Close()
 		return nil, err
 	}
 	return o, nil
 }
 
-// prepare makes the command line up to the host, and the environment.
-func (o *outside) prepare(c *config) error {
-	h := o.hop
-	option := func(s string) { o.args = append(o.args, "-o", s) }
-	option("NumberOfPasswordPrompts=1") // a server that asks again has refused the password
-	if c != nil {
-		o.control = c.ControlPath
+// whose is the program, for people.
+func (o *outside) whose() string {
+	if o.from != nil {
+		return o.program + " of " + o.from.Name
 	}
-	if !namesControlPath(h) && o.control == "" {
-		o.control = filepath.Join(o.dir, "c")
-		option("ControlMaster=auto")
-		option("ControlPersist=no")
-		option(`ControlPath="` + o.control + `"`)
+	return o.program
+}
+
+// prepare makes the command line up to the host, and what the program needs besides.
+func (o *outside) prepare(c *config) error {
+	h, key := o.hop, ""
+	o.option("NumberOfPasswordPrompts=1") // a server that asks again has refused the password
+	var err error
+	if o.from == nil {
+		key, err = o.prepareHere(c)
+	} else {
+		err = o.prepareThere()
+	}
+	if err != nil {
+		return err
 	}
 	if usesPKCS11(h) {
-		option("KbdInteractiveAuthentication=no")
-		option("PreferredAuthentications=publickey")
-		option("PasswordAuthentication=no")
-		option("PKCS11Provider=" + h.PKCS11Provider)
+		o.option("KbdInteractiveAuthentication=no")
+		o.option("PreferredAuthentications=publickey")
+		o.option("PasswordAuthentication=no")
+		o.option("PKCS11Provider=" + h.PKCS11Provider)
 	}
 	if h.Verbosity > 0 {
 		o.args = append(o.args, "-"+strings.Repeat("v", int(min(h.Verbosity, 3))))
 	}
-	key := ""
-	if !h.PrivateKey.IsZero() {
-		socket := filepath.Join(o.dir, "agent")
-		public, server, err := serveKey(h.PrivateKey, h.PrivateKeyPassphrase, socket)
-		if err != nil {
-			return err
-		}
-		o.keys, key = server, filepath.Join(o.dir, "key.pub")
-		if err := os.WriteFile(key, public, 0o600); err != nil {
-			return &fault.Error{Kind: fault.Internal, Message: "Cannot write a public key for ssh", Cause: err}
-		}
-		option(`IdentityAgent="` + socket + `"`)
-	}
 	o.args = append(o.args, arguments(h, key)...)
+	return nil
+}
+
+func (o *outside) option(s string) { o.args = append(o.args, "-o", s) }
+
+// prepareThere is for an intermediary, on whose disk nothing is written: no control socket, and no key.
+func (o *outside) prepareThere() error {
+	o.run = o.runThere
+	if !o.hop.PrivateKey.IsZero() {
+		return &fault.Error{
+			Kind: fault.Unsupported, Message: "A private key that is given as content cannot be used by the " + o.whose(),
+			Hint: "Set ansible_ssh_private_key_file to a file of that machine, or unset mitogen_ssh_transport: then the daemon's own client connects.",
+		}
+	}
+	o.option("ControlMaster=no") // one that is open there is used
+	o.option("ControlPersist=no")
+	return nil
+}
+
+// prepareHere finds the program, makes the control socket and the environment, and returns the file of a key that was given as content.
+func (o *outside) prepareHere(c *config) (key string, err error) {
+	o.run = o.runHere
+	if o.program = o.place.lookPath(o.program); o.program == "" {
+		return "", &fault.Error{Kind: fault.Unreachable, Message: noProgram + sshName(o.hop.Executable), Hint: installSSH}
+	}
+	if o.dir, err = os.MkdirTemp("", "mux"); err != nil {
+		return "", &fault.Error{Kind: fault.Internal, Message: "Cannot make a folder for ssh's control socket", Cause: err}
+	}
+	if c != nil {
+		o.control = c.ControlPath
+	}
+	if !namesControlPath(o.hop) && o.control == "" {
+		o.control = filepath.Join(o.dir, "c")
+		o.option("ControlMaster=auto")
+		o.option("ControlPersist=no")
+		o.option(`ControlPath="` + o.control + `"`)
+	}
 	for _, entry := range o.place.run.Environ {
 		if !strings.HasPrefix(entry, "SSH_ASKPASS") {
 			o.environ = append(o.environ, entry)
 		}
 	}
 	o.environ = append(o.environ, "SSH_ASKPASS_REQUIRE=never") // questions go to the terminal, where we are
-	return nil
+	if o.hop.PrivateKey.IsZero() {
+		return "", nil
+	}
+	socket := filepath.Join(o.dir, "agent")
+	public, server, err := serveKey(o.hop.PrivateKey, o.hop.PrivateKeyPassphrase, socket)
+	if err != nil {
+		return "", err
+	}
+	o.keys, key = server, filepath.Join(o.dir, "key.pub")
+	if err := os.WriteFile(key, public, 0o600); err != nil {
+		return "", &fault.Error{Kind: fault.Internal, Message: "Cannot write a public key for ssh", Cause: err}
+	}
+	o.option(`IdentityAgent="` + socket + `"`)
+	return key, nil
 }
+
+// What is said where the program is missing, and the remedy.
+const (
+	noProgram  = "There is no program "
+	installSSH = "Install OpenSSH's client, or check ansible_ssh_executable."
+)
 
 // namesControlPath reports whether the user's arguments say where control sockets are.
 func namesControlPath(h *hop.SSH) bool {
@@ -160,13 +203,13 @@ func (o *outside) connect(ctx context.Context) error {
 		defer cancel()
 		ctx = timed
 	}
-	first, err := o.start(launcher, false)
+	first, err := o.start(ctx, launcher, false)
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, first.terminate)
 	drained := first.drainStderr()
-	noise, ready := readMark(first.stdout)
+	noise, ready := readMark(first)
 	if !ready {
 		<-first.exited
 	}
@@ -182,15 +225,14 @@ func (o *outside) connect(ctx context.Context) error {
 			o.control = ""
 		}
 		o.mu.Unlock()
-		o.wg.Go(func() {
-			<-first.exited
-			o.fail(first)
-			close(o.done)
-		})
+		o.settle()
 		return nil
 	}
 	_ = first.Close()
-	code, said := first.status(), first.said()
+	if first.lost != nil {
+		return first.lost
+	}
+	code, said := first.code, first.said()
 	if first.verdict() == nil && code != noStatus && code >= 0 {
 		o.log.Debug("no shell answers", "host", o.hop.Host, "code", code, "stdout", fault.Clean(noise), "stderr", fault.Clean(said))
 		return nil // ssh has connected; what the command does there is the command's matter
@@ -231,7 +273,7 @@ func (o *outside) Exec(ctx context.Context, cmd []byte, opts mux.ExecOptions) (m
 		}
 		return nil, o.Err()
 	}
-	c, err := o.start(string(cmd), opts.TTY)
+	c, err := o.start(ctx, string(cmd), opts.TTY)
 	if err != nil {
 		<-o.slots
 		return nil, err
@@ -274,6 +316,13 @@ func (o *outside) Err() error {
 // Notes implements mux.Transport.
 func (o *outside) Notes() []mux.Note { return o.notes }
 
+// Shared implements mux.Transport.
+func (o *outside) Shared() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.control != ""
+}
+
 // Close implements mux.Transport.
 func (o *outside) Close() error {
 	o.mu.Lock()
@@ -283,7 +332,6 @@ func (o *outside) Close() error {
 		o.err = &fault.Error{Kind: fault.Cancelled, Message: "The connection to " + o.name + " was closed by the daemon"}
 	}
 	running := slices.Collect(maps.Keys(o.open))
-	connected := o.first != nil
 	o.mu.Unlock()
 	for _, c := range running {
 		_ = c.Close()
@@ -293,29 +341,41 @@ func (o *outside) Close() error {
 	if already {
 		return nil
 	}
-	if !connected {
-		close(o.done)
-	}
+	o.end()
 	if o.keys != nil {
 		_ = o.keys.Close()
 	}
-	_ = os.RemoveAll(o.dir)
+	if o.dir != "" {
+		_ = os.RemoveAll(o.dir)
+	}
 	return nil
 }
 
-// fail records why the first session, and the connection with it, has ended.
-func (o *outside) fail(first *child) {
+// settle ends the connection if it is over: with the first session, or where each program has its own, with the last of them.
+func (o *outside) settle() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.err != nil {
+	if o.first == nil || !o.first.hasExited() || o.control == "" && len(o.open) > 0 {
 		return
 	}
+	if o.err == nil {
+		o.err = o.why()
+	}
+	o.end()
+}
+
+// why is the reason for the end of the first session, and of the connection with it.
+func (o *outside) why() error {
+	first := o.first
+	if first.lost != nil {
+		return first.lost
+	}
 	f := &fault.Error{Kind: fault.AgentDied, Message: fmt.Sprintf("The ssh program that held the connection to %s has ended", o.name)}
-	if said := lastLine(fault.Clean(first.said())); said != "" && first.status() == noStatus {
+	if said := lastLine(fault.Clean(first.said())); said != "" && first.code == noStatus {
 		f.Message = strings.TrimSuffix(said, ".")
 		f.Hint = "sshd or the host was stopped, or the network dropped the connection; the next task connects anew."
 	}
-	o.err = f
+	return f
 }
 
 // forget takes a program off the list. The first one ends with the last that shares its connection, once nobody reads it.
@@ -324,17 +384,18 @@ func (o *outside) forget(c *child) {
 	delete(o.open, c)
 	first, others := o.first, len(o.open)
 	o.mu.Unlock()
+	o.settle()
 	if first != nil && first != c && others == 1 && first.isClosed() {
 		first.terminate()
 	}
 }
 
-// alone reports whether c is the only program that runs.
-func (o *outside) alone(c *child) bool {
+// holds reports whether c has the connection that other programs share.
+func (o *outside) holds(c *child) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	_, runs := o.open[c]
-	return !runs || len(o.open) == 1
+	return o.first == c && o.control != "" && runs && len(o.open) > 1
 }
 
 // isLost reports whether the connection that the programs share has ended; it waits until the reason is known.

@@ -55,9 +55,20 @@ func (a *account) args(t *testing.T, text string) []string {
 // bothWays runs a test with the built-in client and with the user's ssh: what they do is one.
 func bothWays(t *testing.T, test func(t *testing.T, way string)) {
 	t.Helper()
-	for _, way := range []string{native, openssh} {
+	inWays(t, []string{native, openssh}, test)
+}
+
+// everyWay is bothWays, and with the ssh of an intermediary.
+func everyWay(t *testing.T, test func(t *testing.T, way string)) {
+	t.Helper()
+	inWays(t, []string{native, openssh, via}, test)
+}
+
+func inWays(t *testing.T, ways []string, test func(t *testing.T, way string)) {
+	t.Helper()
+	for _, way := range ways {
 		t.Run(way, func(t *testing.T) {
-			if way == openssh && testing.Short() {
+			if way != native && testing.Short() {
 				t.Skip("the fallback is not for -short: a process and an askpass for each of its connections")
 			}
 			test(t, way)
@@ -65,10 +76,22 @@ func bothWays(t *testing.T, test func(t *testing.T, way string)) {
 	}
 }
 
+// intermediary is this machine as one. What an agent adds to it is tested by internal/mux.
+func intermediary(run hop.Run) *mux.Intermediary {
+	return &mux.Intermediary{Name: "ssh near", Start: func(ctx context.Context, argv []string) (*mux.Program, error) {
+		there := &outside{place: &place{run: run}, environ: run.Environ}
+		return there.runHere(ctx, argv, false)
+	}}
+}
+
 func (a *account) dial(t *testing.T, way string) mux.Transport {
 	t.Helper()
 	a.hop.Transport = way
-	link, err := New(Options{}).Dial(t.Context(), a.hop, a.run)
+	var from *mux.Intermediary
+	if way == via {
+		from = intermediary(a.run)
+	}
+	link, err := New(Options{}).DialThrough(t.Context(), a.hop, a.run, from)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +143,7 @@ func output(t *testing.T, link mux.Transport, cmd, stdin string, o mux.ExecOptio
 	return result{code, string(stdout), stderr.String()}
 }
 
-func TestExec(t *testing.T) { bothWays(t, testExec) }
+func TestExec(t *testing.T) { everyWay(t, testExec) }
 
 func testExec(t *testing.T, way string) {
 	t.Helper()
@@ -143,7 +166,7 @@ func testExec(t *testing.T, way string) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := output(t, link, c.cmd, c.stdin, mux.ExecOptions{TTY: c.tty})
-			if c.outside != 0 && way == openssh { // which does not tell a signal
+			if c.outside != 0 && way != native { // which does not tell a signal
 				c.want.code = c.outside
 			}
 			if got != c.want {
@@ -199,7 +222,7 @@ func waitFor(t *testing.T, ok func() bool) {
 }
 
 // TestMuchOutput sends 100 MB both ways at once, on two channels.
-func TestMuchOutput(t *testing.T) { bothWays(t, testMuchOutput) }
+func TestMuchOutput(t *testing.T) { everyWay(t, testMuchOutput) }
 
 func testMuchOutput(t *testing.T, way string) {
 	t.Helper()
@@ -245,7 +268,7 @@ func testMuchOutput(t *testing.T, way string) {
 }
 
 // TestServerDies: a real server that is killed is noticed by all who wait.
-func TestServerDies(t *testing.T) { bothWays(t, testServerDies) }
+func TestServerDies(t *testing.T) { everyWay(t, testServerDies) }
 
 func testServerDies(t *testing.T, way string) {
 	t.Helper()

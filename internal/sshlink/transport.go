@@ -81,6 +81,9 @@ func (t *transport) Err() error {
 // Notes implements mux.Transport.
 func (t *transport) Notes() []mux.Note { return t.notes }
 
+// Shared implements mux.Transport.
+func (*transport) Shared() bool { return true }
+
 // Close implements mux.Transport.
 func (t *transport) Close() error {
 	t.fail(errClosed)

@@ -33,7 +33,7 @@ def make(name: str, variables: dict[str, t.Any], task: dict[str, t.Any] | None =
     return made
 
 
-@pytest.mark.parametrize(('value', 'sent'), [(None, ''), ('auto', ''), ('native', 'native'), ('openssh', 'openssh')])
+@pytest.mark.parametrize(('value', 'sent'), [(None, ''), ('auto', ''), ('native', 'native'), ('openssh', 'openssh'), ('via', 'via')])
 def test_transport(substituted: None, value: str | None, sent: str) -> None:
     variables = {'inventory_hostname': 'h1'} if value is None else {'inventory_hostname': 'h1', 'mitogen_ssh_transport': value}
     assert hops.ssh(make('ssh', variables)).ssh.transport == sent
@@ -91,6 +91,12 @@ def test_ssh_hop() -> None:
     assert (list(ssh.args), list(ssh.late_args)) == (['-C', '-o', 'A=b c'], ['-o', 'X=y', '-v'])
     assert (ssh.timeout_seconds, ssh.reconnection_retries, ssh.host_key_checking) == (33, 2, False)
     assert ssh.control_path == '/tmp/cp/x'
+
+
+@pytest.mark.usefixtures('substituted')
+def test_a_key_of_another_machine() -> None:
+    ssh = hops.ssh(make('ssh', {**SSH_CASES['all'], 'mitogen_ssh_transport': 'via'})).ssh
+    assert ssh.private_key_file == '~/key'  # that machine's ssh knows whose home it is
 
 
 @pytest.mark.usefixtures('substituted')

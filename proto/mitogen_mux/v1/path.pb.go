@@ -248,8 +248,8 @@ func (*Hop_Become) isHop_Method() {}
 func (*Hop_Container) isHop_Method() {}
 
 // SshHop is an account reached by SSH, from the controller or, if it is not the first hop, from the account of the hop before: then the
-// connection is forwarded through that one, and keys, known_hosts and ssh_config are still the controller's. Option names are those of
-// ansible.builtin.ssh.
+// connection is forwarded through that one, and keys, known_hosts and ssh_config are still the controller's, unless transport says that
+// it is that account's own ssh program which connects. Option names are those of ansible.builtin.ssh.
 type SshHop struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	Host                 string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
@@ -271,7 +271,8 @@ type SshHop struct {
 	PasswordMechanism   string   `protobuf:"bytes,16,opt,name=password_mechanism,json=passwordMechanism,proto3" json:"password_mechanism,omitempty"`
 	// ssh_common_args and ssh_extra_args: they stand behind it, and ssh takes the first of two values.
 	LateArgs []string `protobuf:"bytes,17,rep,name=late_args,json=lateArgs,proto3" json:"late_args,omitempty"`
-	// mitogen_ssh_transport: "native" is the daemon's own client, "openssh" the user's program; empty: whichever can do it.
+	// mitogen_ssh_transport: "native" is the daemon's own client, "openssh" the user's program; empty: whichever can do it. "via" is the ssh
+	// program of the account of the hop before: keys, known_hosts, ssh_config and all files are those of that account.
 	Transport     string `protobuf:"bytes,18,opt,name=transport,proto3" json:"transport,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -12,6 +12,11 @@ import (
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 )
 
+// intermediary is n's account as the place that another connection goes on from.
+func (n *node) intermediary() *Intermediary {
+	return &Intermediary{Name: n.name(), Forward: n.forward, Start: n.start}
+}
+
 // forward opens a TCP connection from n's account: a process of its agent passes the bytes on. It is a Forward.
 func (n *node) forward(ctx context.Context, host string, port int) (net.Conn, error) {
 	hello, err := n.link.Hello(ctx)
@@ -74,3 +79,52 @@ func (*forwarded) RemoteAddr() net.Addr { return &net.TCPAddr{} }
 func (*forwarded) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
 func (*forwarded) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
 func (*forwarded) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
+
+// start has n's agent run a program. It is a Start.
+func (n *node) start(ctx context.Context, argv []string) (*Program, error) {
+	spawn := &agent.Spawn{Terminal: agent.ControllingTerminal}
+	for _, word := range argv {
+		spawn.Argv = append(spawn.Argv, []byte(word))
+	}
+	stream, err := n.link.Spawn(ctx, spawn)
+	if err != nil {
+		return nil, n.blame(err)
+	}
+	p := newStreamProcess(stream, n)
+	return &Program{
+		Stdin: programInput{p}, Stdout: p.stdout, Stderr: p.stderr, Terminal: programTerminal{p.tty, p},
+		Wait: p.exit, Kill: func() { _ = p.Close() },
+	}, nil
+}
+
+// exit is a Program's Wait.
+func (p *streamProcess) exit() (int, error) {
+	code, err := p.Wait()
+	switch {
+	case err == nil:
+		return code, nil
+	case p.ctx.Err() != nil: // it was killed
+		return -1, nil
+	default:
+		return -1, err
+	}
+}
+
+// programInput is a Program's Stdin.
+type programInput struct{ p *streamProcess }
+
+func (i programInput) Write(b []byte) (int, error) { return i.p.Write(b) }
+func (i programInput) Close() error                { return i.p.CloseWrite() }
+
+// programTerminal is a Program's Terminal.
+type programTerminal struct {
+	Output
+	p *streamProcess
+}
+
+func (t programTerminal) Write(b []byte) (int, error) {
+	if err := t.p.WriteTTY(b); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
