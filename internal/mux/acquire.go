@@ -315,7 +315,10 @@ func (w *walk) anyReady() *node {
 	if t.closing {
 		return nil
 	}
-	n := t.livingLocked(func() []*node { return t.endsLocked(w.path, w.run.ID) })
+	n := t.livingLocked(func() []*node {
+		_, agents := t.endsLocked(w.path, w.run.ID)
+		return agents
+	})
 	if n == nil {
 		return nil
 	}
@@ -331,13 +334,14 @@ func (w *walk) anyReady() *node {
 	return n
 }
 
-// endsLocked lists the ready agents at the end of a path, whatever the interpreters of its hops.
-func (t *Tree) endsLocked(path hop.Path, run string) []*node {
+// endsLocked lists the ready agents at the end of a path, whatever the interpreters of its hops, and the connections that they are on if
+// the path ends with one.
+func (t *Tree) endsLocked(path hop.Path, run string) (connections, agents []*node) {
 	at := []*node{{lookup: t.roots}}
 	for _, h := range path {
 		h.Interpreter = ""
+		connections = nil
 		if want, ok := connectionEdge(h, run); ok {
-			var connections []*node
 			for _, parent := range at {
 				for e, n := range parent.lookup {
 					want.interpreter = e.interpreter
@@ -357,7 +361,7 @@ func (t *Tree) endsLocked(path hop.Path, run string) []*node {
 		}
 		at = next
 	}
-	return at
+	return connections, at
 }
 
 // match lists the ready agents of hop h, and for a discovery those that are about to be.

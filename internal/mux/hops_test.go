@@ -117,7 +117,17 @@ func TestResetOfWhatLiesBehind(t *testing.T) {
 		tree.Reset("r1", "a", path)
 		acquire(t, tree, run("r1"), "h1", path...).Release()
 		synctest.Wait()
-		for what, want := range map[string]int{"h1": 1, "agent ssh h1": 1, "agent sudo a": 2, "agent sudo b": 1} {
+		behind, bare := hop.Path{sshHop("h1", "py"), sshHop("h2", "py")}, hop.Path{sshHop("h1", "py"), sshHop("h3", "")}
+		for _, path := range []hop.Path{behind, bare} {
+			acquire(t, tree, run("r1"), "b", path...).Release()
+			synctest.Wait()
+			tree.Reset("r1", "b", path)
+			acquire(t, tree, run("r1"), "b", path...).Release()
+			synctest.Wait()
+		}
+		for what, want := range map[string]int{
+			"h1": 1, "agent ssh h1": 1, "agent sudo a": 2, "agent sudo b": 1, "h2": 2, "agent ssh h2": 2, "h3": 2,
+		} {
 			if dials, _ := w.count(what); dials != want {
 				t.Errorf("%s was opened %d times, want %d", what, dials, want)
 			}

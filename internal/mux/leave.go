@@ -173,7 +173,8 @@ func (t *Tree) Reset(run, host string, path hop.Path) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(path) > 1 {
-		for _, n := range t.endsLocked(path, run) {
+		connections, agents := t.endsLocked(path, run)
+		for _, n := range slices.Concat(connections, agents) {
 			t.drainLocked(n)
 		}
 		return
