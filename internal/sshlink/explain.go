@@ -59,7 +59,7 @@ func (o *outside) explain(c *child, said []byte) *fault.Error {
 		f = &copied
 	}
 	if o.from != nil {
-		f.Hint = strings.TrimSpace(f.Hint + " It is the " + o.whose() + " that connects, with the keys, known_hosts and ssh_config of that account.")
+		f.Hint = strings.TrimSpace(f.Hint + " It is " + o.whose() + " that connects, with the keys, known_hosts and ssh_config of that account.")
 	}
 	if f.Stderr = strings.TrimSpace(text); strings.TrimSuffix(f.Stderr, ".") == f.Message {
 		f.Stderr = ""

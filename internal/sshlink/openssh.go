@@ -46,7 +46,7 @@ type outside struct {
 	end   func() // closes done
 
 	mu     sync.Mutex
-	first  *child // nil if no shell is there: every command is a program of its own
+	first  *child // nil if no shell is there, or its command has failed: every command is a program of its own
 	taken  bool   // first is a command already
 	closed bool
 	err    error
@@ -89,7 +89,7 @@ func (d *Dialer) dialOutside(ctx context.Context, c *config, p *place, h *hop.SS
 // whose is the program, for people.
 func (o *outside) whose() string {
 	if o.from != nil {
-		return o.program + " of " + o.from.Name
+		return o.program + " of the hop before (" + o.from.Name + ")"
 	}
 	return o.program
 }
@@ -127,7 +127,7 @@ func (o *outside) prepareThere() error {
 	o.run = o.runThere
 	if !o.hop.PrivateKey.IsZero() {
 		return &fault.Error{
-			Kind: fault.Unsupported, Message: "A private key that is given as content cannot be used by the " + o.whose(),
+			Kind: fault.Unsupported, Message: "A private key that is given as content cannot be used by " + o.whose(),
 			Hint: "Set ansible_ssh_private_key_file to a file of that machine, or unset mitogen_ssh_transport: then the daemon's own client connects.",
 		}
 	}
@@ -356,6 +356,10 @@ func (o *outside) settle() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.first == nil || !o.first.hasExited() || o.control == "" && len(o.open) > 0 {
+		return
+	}
+	if code := o.first.code; code > 0 && code != noStatus && o.first.verdict() == nil { // an interpreter that is none, say
+		o.first = nil
 		return
 	}
 	if o.err == nil {

@@ -151,7 +151,7 @@ func TestQuestions(t *testing.T) {
 				}
 				f := typed(t, err, want)
 				text := f.Error() + "\n" + f.Hint + "\n" + f.Stderr
-				if !strings.Contains(text, says) || way == via && !strings.Contains(text, "ssh of ssh near") {
+				if !strings.Contains(text, says) || way == via && !strings.Contains(text, "ssh of the hop before (ssh near)") {
 					t.Errorf("%q does not say %q, or whose ssh it is", text, says)
 				}
 				if strings.Contains(text, secret) {
@@ -295,7 +295,7 @@ func TestIntermediary(t *testing.T) {
 		"no ssh there": {func(h *hop.SSH, from *mux.Intermediary) *mux.Intermediary {
 			h.Executable = "no-such-ssh"
 			return from
-		}, fault.Unreachable, "There is no program no-such-ssh\n" + installSSH + " It is the no-such-ssh of ssh near that connects"},
+		}, fault.Unreachable, "There is no program no-such-ssh\n" + installSSH + " It is no-such-ssh of the hop before (ssh near) that connects"},
 		"a folder in its place": {func(h *hop.SSH, from *mux.Intermediary) *mux.Intermediary {
 			h.Executable = "/etc"
 			return from
@@ -324,6 +324,29 @@ func TestIntermediary(t *testing.T) {
 			f := typed(t, err, c.want)
 			if text := f.Error() + "\n" + f.Hint; !strings.Contains(text, c.says) {
 				t.Errorf("%q does not say %q", text, c.says)
+			}
+		})
+	}
+}
+
+// TestFailedCommand: what the first session's command makes of it is not the connection's fault.
+func TestFailedCommand(t *testing.T) {
+	a := startAccount(t, "")
+	for _, way := range []string{openssh, via} {
+		t.Run(way, func(t *testing.T) {
+			link := a.dial(t, way)
+			for _, cmd := range []string{"sh -c 'exit 3'", "sh -c 'cat; exit 3'"} {
+				if got := output(t, link, cmd, "", mux.ExecOptions{Agent: true}); got.code != 3 {
+					t.Errorf("%s gave %+v", cmd, got)
+				}
+			}
+			if err := link.Err(); err != nil {
+				t.Error(err)
+			}
+			select {
+			case <-link.Done():
+				t.Error("the connection has ended")
+			default:
 			}
 		})
 	}

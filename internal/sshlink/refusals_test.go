@@ -52,8 +52,8 @@ func speaksHTTP(_ int64, c net.Conn) {
 	_ = c.Close()
 }
 
-// TestRefusals: what a person reads when there is no connection: kind, ssh's own words, a remedy. Both clients say the same.
-func TestRefusals(t *testing.T) { bothWays(t, testRefusals) }
+// TestRefusals: what a person reads when there is no connection: kind, ssh's own words, a remedy. All clients say the same.
+func TestRefusals(t *testing.T) { everyWay(t, testRefusals) }
 
 func testRefusals(t *testing.T, way string) {
 	t.Helper()
@@ -86,7 +86,7 @@ func testRefusals(t *testing.T, way string) {
 			h := *a.hop
 			c.set(&h)
 			h.Transport = way
-			_, err := New(Options{}).Dial(t.Context(), &h, a.run)
+			_, err := New(Options{}).DialThrough(t.Context(), &h, a.run, a.from(way))
 			f := typed(t, err, c.want)
 			if text := f.Message + "\n" + f.Hint; !strings.Contains(text, c.says) || f.Hint == "" {
 				t.Errorf("%q does not say %q", text, c.says)
@@ -97,14 +97,14 @@ func testRefusals(t *testing.T, way string) {
 
 // TestDropsAreRetried: a server that drops its first connections (MaxStartups) is tried again as reconnection_retries says, and no
 // more often.
-func TestDropsAreRetried(t *testing.T) { bothWays(t, testDropsAreRetried) }
+func TestDropsAreRetried(t *testing.T) { everyWay(t, testDropsAreRetried) }
 
 func testDropsAreRetried(t *testing.T, way string) {
 	t.Helper()
 	port, seen := peer(t, closes)
 	a := startAccount(t, "")
 	a.hop.Port, a.hop.ReconnectionRetries, a.hop.Transport = port, 1, way
-	_, err := New(Options{}).Dial(t.Context(), a.hop, a.run)
+	_, err := New(Options{}).DialThrough(t.Context(), a.hop, a.run, a.from(way))
 	failsAs(t, err, fault.Unreachable)
 	if n := seen.Load(); n != 2 {
 		t.Errorf("%d connections, want 2", n)
@@ -112,7 +112,7 @@ func testDropsAreRetried(t *testing.T, way string) {
 }
 
 // TestTalkativeServers: banners and a login shell that prints do not disturb; the output is the command's and what came before it.
-func TestTalkativeServers(t *testing.T) { bothWays(t, testTalkativeServers) }
+func TestTalkativeServers(t *testing.T) { everyWay(t, testTalkativeServers) }
 
 func testTalkativeServers(t *testing.T, way string) {
 	t.Helper()
@@ -125,7 +125,7 @@ func testTalkativeServers(t *testing.T, way string) {
 }
 
 // TestCancelled: who no longer wants a connection does not wait for a silent server, and leaves no program and no connection behind.
-func TestCancelled(t *testing.T) { bothWays(t, testCancelled) }
+func TestCancelled(t *testing.T) { everyWay(t, testCancelled) }
 
 func testCancelled(t *testing.T, way string) {
 	t.Helper()
@@ -140,7 +140,7 @@ func testCancelled(t *testing.T, way string) {
 	})
 	a := startAccount(t, "")
 	a.hop.Port, a.hop.Transport = port, way
-	_, err := New(Options{}).Dial(ctx, a.hop, a.run)
+	_, err := New(Options{}).DialThrough(ctx, a.hop, a.run, a.from(way))
 	failsAs(t, err, fault.Cancelled)
 	<-gone
 }

@@ -84,14 +84,18 @@ func intermediary(run hop.Run) *mux.Intermediary {
 	}}
 }
 
+// from is where a connection begins by a way.
+func (a *account) from(way string) *mux.Intermediary {
+	if way == via {
+		return intermediary(a.run)
+	}
+	return nil
+}
+
 func (a *account) dial(t *testing.T, way string) mux.Transport {
 	t.Helper()
 	a.hop.Transport = way
-	var from *mux.Intermediary
-	if way == via {
-		from = intermediary(a.run)
-	}
-	link, err := New(Options{}).DialThrough(t.Context(), a.hop, a.run, from)
+	link, err := New(Options{}).DialThrough(t.Context(), a.hop, a.run, a.from(way))
 	if err != nil {
 		t.Fatal(err)
 	}

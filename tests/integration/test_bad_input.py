@@ -143,10 +143,10 @@ def test_unknown_host_key_without_checking(stage: Site) -> None:
     assert statuses(both(stage, bad, [HELLO]), "bad") == ["ok"]
 
 
-@pytest.mark.tier("smoke")
-def test_no_python(stage: Site) -> None:
+@pytest.mark.parametrize("transport", [pytest.param("native", marks=pytest.mark.tier("smoke")), "openssh"])
+def test_no_python(transport: str, stage: Site) -> None:
     tasks = [{"command": "echo hello", "ignore_errors": True}, {"raw": "echo raw works"}]
-    ours = both(stage, {"ansible_python_interpreter": "/nowhere/python3"}, tasks)
+    ours = both(stage, {"ansible_python_interpreter": "/nowhere/python3", "mitogen_ssh_transport": transport}, tasks)
     text = said_of(ours, "bad")
     assert "/nowhere/python3" in text
     assert "ansible_python_interpreter" in text or "interpreter" in text
