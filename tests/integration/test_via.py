@@ -181,9 +181,8 @@ def test_passwords(far: Far, fresh: Site) -> None:
     assert said(done, "right") == [second.name, "root"], done.said()
     for host, text in (("wrong", "The password was refused."), ("none", "Permission denied (")):
         ((status, result),) = done.results(host)
-        assert status == "unreachable" and text in result["msg"] and f"It is ssh of the hop before (ssh {fresh.login.name}@127.0.0.1" in result["msg"], (
-            done.said()
-        )
+        assert status == "unreachable" and text in result["msg"], done.said()
+        assert f"It is ssh of the hop before (ssh {fresh.login.name}@127.0.0.1" in result["msg"], done.said()
     assert far.log().count(f"Failed password for {third.name}") == 1, far.log()
     assert [user for user, _ in far.accepted()] == [second.name], far.log()
     assert second.password not in done.said() and "not this one" not in done.said()
