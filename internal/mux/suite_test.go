@@ -214,6 +214,7 @@ func TestKindDeathClosesSubtreeAndNextDials(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait()             // until agents have said who they are
 		for len(tree.Nodes()) > 0 { // from the leaf to the root: each in its turn is a leaf that dies
 			nodes := tree.Nodes()
 			before := len(nodes)

@@ -8,7 +8,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -122,66 +121,6 @@ func (o *outside) prepare(c *config) error {
 
 func (o *outside) option(s string) { o.args = append(o.args, "-o", s) }
 
-// prepareThere is for an intermediary, on whose disk nothing is written: no control socket, and no key.
-func (o *outside) prepareThere() error {
-	o.run = o.runThere
-	if !o.hop.PrivateKey.IsZero() {
-		return &fault.Error{
-			Kind: fault.Unsupported, Message: "A private key that is given as content cannot be used by " + o.whose(),
-			Hint: "Set ansible_ssh_private_key_file to a file of that machine, or unset mitogen_ssh_transport: then the daemon's own client connects.",
-		}
-	}
-	o.option("ControlMaster=no") // one that is open there is used
-	o.option("ControlPersist=no")
-	return nil
-}
-
-// prepareHere finds the program, makes the control socket and the environment, and returns the file of a key that was given as content.
-func (o *outside) prepareHere(c *config) (key string, err error) {
-	o.run = o.runHere
-	if o.program = o.place.lookPath(o.program); o.program == "" {
-		return "", &fault.Error{Kind: fault.Unreachable, Message: noProgram + sshName(o.hop.Executable), Hint: installSSH}
-	}
-	if o.dir, err = os.MkdirTemp("", "mux"); err != nil {
-		return "", &fault.Error{Kind: fault.Internal, Message: "Cannot make a folder for ssh's control socket", Cause: err}
-	}
-	if c != nil {
-		o.control = c.ControlPath
-	}
-	if !namesControlPath(o.hop) && o.control == "" {
-		o.control = filepath.Join(o.dir, "c")
-		o.option("ControlMaster=auto")
-		o.option("ControlPersist=no")
-		o.option(`ControlPath="` + o.control + `"`)
-	}
-	for _, entry := range o.place.run.Environ {
-		if !strings.HasPrefix(entry, "SSH_ASKPASS") {
-			o.environ = append(o.environ, entry)
-		}
-	}
-	o.environ = append(o.environ, "SSH_ASKPASS_REQUIRE=never") // questions go to the terminal, where we are
-	if o.hop.PrivateKey.IsZero() {
-		return "", nil
-	}
-	socket := filepath.Join(o.dir, "agent")
-	public, server, err := serveKey(o.hop.PrivateKey, o.hop.PrivateKeyPassphrase, socket)
-	if err != nil {
-		return "", err
-	}
-	o.keys, key = server, filepath.Join(o.dir, "key.pub")
-	if err := os.WriteFile(key, public, 0o600); err != nil {
-		return "", &fault.Error{Kind: fault.Internal, Message: "Cannot write a public key for ssh", Cause: err}
-	}
-	o.option(`IdentityAgent="` + socket + `"`)
-	return key, nil
-}
-
-// What is said where the program is missing, and the remedy.
-const (
-	noProgram  = "There is no program "
-	installSSH = "Install OpenSSH's client, or check ansible_ssh_executable."
-)
-
 // namesControlPath reports whether the user's arguments say where control sockets are.
 func namesControlPath(h *hop.SSH) bool {
 	for _, arg := range slices.Concat(h.Args, h.LateArgs) {
@@ -282,7 +221,21 @@ func (o *outside) Exec(ctx context.Context, cmd []byte, opts mux.ExecOptions) (m
 		<-c.exited
 		<-o.slots
 	})
+	if opts.Agent {
+		o.lead(c)
+	}
 	return c, nil
+}
+
+// lead puts an agent's program in the place of a first one that has failed.
+func (o *outside) lead(c *child) {
+	o.settle()
+	o.mu.Lock()
+	if o.first == nil {
+		o.first, o.taken = c, true
+	}
+	o.mu.Unlock()
+	o.settle()
 }
 
 func cmpErr(err, otherwise error) error {
@@ -355,11 +308,14 @@ func (o *outside) Close() error {
 func (o *outside) settle() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.first == nil || !o.first.hasExited() || o.control == "" && len(o.open) > 0 {
+	if o.first == nil || !o.first.hasExited() {
 		return
 	}
 	if code := o.first.code; code > 0 && code != noStatus && o.first.verdict() == nil { // an interpreter that is none, say
 		o.first = nil
+		return
+	}
+	if o.control == "" && len(o.open) > 0 {
 		return
 	}
 	if o.err == nil {

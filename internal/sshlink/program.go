@@ -4,7 +4,9 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -18,8 +20,68 @@ import (
 
 // This file says how ssh is run: on this machine, or by an intermediary.
 
+// What is said where the program is missing, and the remedy.
+const (
+	noProgram  = "There is no program "
+	installSSH = "Install OpenSSH's client, or check ansible_ssh_executable."
+)
+
+// prepareThere is for an intermediary, on whose disk nothing is written: no control socket, and no key.
+func (o *outside) prepareThere() error {
+	o.run = o.runThere
+	if !o.hop.PrivateKey.IsZero() {
+		return &fault.Error{
+			Kind: fault.Unsupported, Message: "A private key that is given as content cannot be used by " + o.whose(),
+			Hint: "Set ansible_ssh_private_key_file to a file of that machine, or unset mitogen_ssh_transport: then the daemon's own client connects.",
+		}
+	}
+	o.option("ControlMaster=no") // one that is open there is used
+	o.option("ControlPersist=no")
+	return nil
+}
+
+// prepareHere finds the program, makes the control socket and the environment, and returns the file of a key that was given as content.
+func (o *outside) prepareHere(c *config) (key string, err error) {
+	o.run = o.runHere
+	if o.program = o.place.lookPath(o.program); o.program == "" {
+		return "", &fault.Error{Kind: fault.Unreachable, Message: noProgram + sshName(o.hop.Executable), Hint: installSSH}
+	}
+	if o.dir, err = os.MkdirTemp("", "mux"); err != nil {
+		return "", &fault.Error{Kind: fault.Internal, Message: "Cannot make a folder for ssh's control socket", Cause: err}
+	}
+	if c != nil {
+		o.control = c.ControlPath
+	}
+	if !namesControlPath(o.hop) && o.control == "" {
+		o.control = filepath.Join(o.dir, "c")
+		o.option("ControlMaster=auto")
+		o.option("ControlPersist=no")
+		o.option(`ControlPath="` + o.control + `"`)
+	}
+	for _, entry := range o.place.run.Environ {
+		if !strings.HasPrefix(entry, "SSH_ASKPASS") {
+			o.environ = append(o.environ, entry)
+		}
+	}
+	o.environ = append(o.environ, "SSH_ASKPASS_REQUIRE=never") // questions go to the terminal, where we are
+	if o.hop.PrivateKey.IsZero() {
+		return "", nil
+	}
+	socket := filepath.Join(o.dir, "agent")
+	public, server, err := serveKey(o.hop.PrivateKey, o.hop.PrivateKeyPassphrase, socket)
+	if err != nil {
+		return "", err
+	}
+	o.keys, key = server, filepath.Join(o.dir, "key.pub")
+	if err := os.WriteFile(key, public, 0o600); err != nil {
+		return "", &fault.Error{Kind: fault.Internal, Message: "Cannot write a public key for ssh", Cause: err}
+	}
+	o.option(`IdentityAgent="` + socket + `"`)
+	return key, nil
+}
+
 // elsewhere has a shell of the intermediary's become the program that its arguments name. Questions go to the terminal, where we are.
-const elsewhere = `p=$(command -v "$0") && [ -f "$p" ] && [ -x "$p" ] || { echo "There is no program $0" >&2; exit 255; }; ` +
+const elsewhere = `p=$(command -v "$0") && [ -f "$p" ] && [ -x "$p" ] || { echo "` + noProgram + `$0" >&2; exit 255; }; ` +
 	`unset SSH_ASKPASS; SSH_ASKPASS_REQUIRE=never; export SSH_ASKPASS_REQUIRE; exec "$p" "$@"`
 
 // runThere has the intermediary run ssh, in the environment of its account.
