@@ -91,8 +91,8 @@ class _Loop:
         self._next = 0
         self.ended = 0
         """How many items have."""
-        self.alone: _Runner | None = None
-        """Who runs all the rest: what its item gave is a part of what the next depends on; or nothing is to be run any more."""
+        self.over = False
+        """Whether no item begins any more: one has ended the loop."""
         self.error: BaseException | None = None
         self.first = _Runner(self, executor)
         self.second: _Second | None = None
@@ -107,11 +107,11 @@ class _Loop:
         except baton.Cancelled:
             raise
         except BaseException:
-            self.leave_to(runner)
+            self.end()
             self._join()
             raise
         if self.second is not None:
-            answer = self._twin.after_end(runner.executor, (answer, self.second.answer), loops.Order(runner.ran, self.second.ran))
+            answer = self._twin.after_end((answer, self.second.answer), loops.Order(runner.ran, self.second.ran))
         return answer
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class _Loop:
 
     def take(self, runner: _Runner) -> t.Iterator[t.Any]:
         """The items for a runner, one after the other; each has ended when it comes for the next."""
-        while self._next < len(self._items) and self.alone in (None, runner):
+        while self._next < len(self._items) and not self.over:
             item = self._next
             self._next += 1
             runner.begin(item)
@@ -128,6 +128,8 @@ class _Loop:
                 self._next = item
             else:
                 self.ended = item + 1
+                if runner.brought:
+                    self._share(runner)
             runner.finish()
             self._hand_over(runner)
         if runner is self.first:
@@ -135,19 +137,26 @@ class _Loop:
             if self.error is not None:
                 raise self.error
             if self.second is not None:
-                self._twin.before_end(runner.executor, self._items, loops.Order(runner.ran, self.second.ran))
+                self._twin.before_end(self._items, loops.Order(runner.ran, self.second.ran))
 
     def begin_second(self) -> None:
         """The target is at work for the first time."""
-        if self.second is None and self._next < len(self._items) and self.alone is None:
+        if self.second is None and self._next < len(self._items) and not self.over:
             self.second = _Second(self, self._twin)
             self._workers.begin_beside(self.second)
 
-    def leave_to(self, runner: _Runner) -> None:
-        """The other one's item is dropped, unless its turn has come."""
-        self.alone = runner
+    def end(self) -> None:
+        """In the turn of the item that does: the next one is dropped."""
+        self.over = True
+        for runner in (self.first, self.second):
+            if runner is not None:
+                runner.wake.set()
+
+    def _share(self, runner: _Runner) -> None:
+        """What an item has brought, the next one has to see: if that has begun, then in vain."""
+        self._twin.share(runner is self.first)
         if (other := self._other(runner)) is not None:
-            other.wake.set()
+            other.outdated = True
 
     def _other(self, runner: _Runner) -> _Runner | None:
         return self.second if runner is self.first else self.first
@@ -194,6 +203,10 @@ class _Runner:
         self.wake = threading.Event()
         self.acted = threading.Event()
         """Set while its item waits for something else than its turn, or it has none."""
+        self.brought = False
+        """Whether its item has brought variables."""
+        self.outdated = False
+        """Whether the other one's has, after its own had begun."""
         self._loop = loop
         self._may = False
 
@@ -212,7 +225,7 @@ class _Runner:
 
     def begin(self, item: int) -> None:
         """Takes an item."""
-        self.item, self._may, self.dropped = item, False, False
+        self.item, self._may, self.dropped, self.brought, self.outdated = item, False, False, False, False
         self.files.forget()
         self.acted.clear()
         self.wake.clear()
@@ -237,11 +250,11 @@ class _Runner:
     def wait(self) -> None:
         """Raises _Dropped if what the item has done so far was in vain."""
         loop = self._loop
-        while loop.ended != self.item and loop.alone in (None, self):
+        while loop.ended != self.item and not loop.over:
             with baton.waiting(self.wake.set):
                 self.wake.wait()
             self.wake.clear()
-        if loop.ended != self.item or loop.alone not in (None, self) or not self.files.unchanged():
+        if loop.over or self.outdated or not self.files.unchanged():
             self.dropped = True
             raise _Dropped
         self._may = True
@@ -258,8 +271,7 @@ class _Runner:
         except _Dropped:
             self.outbox.mute()
             return compat.skipped_item()
-        if compat.brings_variables(result):
-            self._loop.leave_to(self)
+        self.brought = compat.brings_variables(result)
         return result
 
 
@@ -283,7 +295,7 @@ class _Second(_Runner):
         except BaseException as error:
             if self.item >= 0:
                 self._loop.error = error
-                self._loop.leave_to(self)
+                self._loop.end()
         finally:
             self.executor._loader.cleanup_all_tmp_files()
             self.item = -1

@@ -14,6 +14,7 @@ class Twin:
 
     def __init__(self, executor: t.Any, task: t.Any) -> None:
         """``task`` is a copy of the executor's for the second one to write to."""
+        self._executor = executor
         self.executor: t.Any = object.__new__(type(executor))
         self.executor.__dict__.update(executor.__dict__)
         self.executor._connection = None
@@ -40,10 +41,18 @@ class Twin:
             return compat.current_task(self.executor._task)
         return t.cast('contextlib.AbstractContextManager[t.Any]', self._second)
 
-    def before_end(self, executor: t.Any, items: list[t.Any], order: Order) -> None:
+    def share(self, firsts: bool) -> None:
+        """The variables of one of the two, the first's if so asked, become those of the other."""
+        if self._first is not None:
+            mine, other = self._first._base_task_vars, self._second._base_task_vars
+        else:
+            mine, other = self._executor._job_vars, self.executor._job_vars
+        (other if firsts else mine).update(mine if firsts else other)
+
+    def before_end(self, items: list[t.Any], order: Order) -> None:
         """Before the first one's loop ends: where the state knows the results, it gets all."""
-        if executor._connection is None:
-            executor._connection = self.executor._connection
+        if self._executor._connection is None:
+            self._executor._connection = self.executor._connection
         if self._first is None:
             return
         results = order.joined(self._first._raw_loop_results, self._second._raw_loop_results)
@@ -51,9 +60,9 @@ class Twin:
             self._first.__dict__.update({name: value for name, value in vars(self._second).items() if name != '_task'})
         self._first._raw_loop_results, self._first._loop_items, self._first._item_index = results, items, len(items) - 1
 
-    def after_end(self, executor: t.Any, answers: tuple[t.Any, t.Any], order: Order) -> t.Any:
+    def after_end(self, answers: tuple[t.Any, t.Any], order: Order) -> t.Any:
         """What the loop returns: ``answers`` are those of the two."""
-        mine, other = executor._task, self.executor._task if self._first is None else self._second._task
+        mine, other = self._executor._task, self.executor._task if self._first is None else self._second._task
         if order.second_is_last():
             mine.run_once, mine.action = other.run_once, other.action
         if self._first is not None:
