@@ -95,8 +95,10 @@ func TestRealKill(t *testing.T) {
 	if code, err := p.Wait(); code != -1 || err != nil {
 		t.Errorf("got %d, %v", code, err)
 	}
-	for syscall.Kill(pid, 0) == nil { // until the agent has waited for it
-		time.Sleep(time.Millisecond)
+	for range time.Tick(time.Millisecond) {
+		if syscall.Kill(pid, 0) != nil { // the agent has waited for it
+			break
+		}
 	}
 }
 

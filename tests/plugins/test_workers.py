@@ -132,11 +132,11 @@ def test_one_host_gives_the_same_events_in_the_same_order(run: Run, worker: str)
     same_words(plain, ours)
 
 
-@pytest.mark.parametrize('hosts', [1, 4])
+@pytest.mark.parametrize('hosts', [1, pytest.param(4, marks=pytest.mark.stress)])
 def test_loops_give_the_same_events(run: Run, hosts: int, tmp_path: pathlib.Path) -> None:
     """Items are made ready while the one before them is at work, but for what they may see of it."""
     plays = shutil.copytree(PLAYS, tmp_path / 'plays')  # for files beside the play that change
-    plain, ours = (run(plays / 'loops.yml', hosts, strategy=name, STUB_DELAYS='60', STUB_LEAST='0.5') for name in ('linear', 'mitogen_linear'))
+    plain, ours = (run(plays / 'loops.yml', hosts, strategy=name, STUB_DELAYS='40', STUB_LEAST='0.5') for name in ('linear', 'mitogen_linear'))
     compare(plain, ours, whole=hosts == 1)
     if hosts == 1:
         same_words(plain, ours)
