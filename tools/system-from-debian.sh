@@ -6,6 +6,9 @@ set -eu
 cd "$(dirname "$0")/.."
 tree=$PWD/.cache/system
 
+mkdir -p .cache
+exec 9>"$tree.lock"
+flock 9 # tests on several cores ask for it at the same time
 if [ ! -e "$tree/.ready" ]; then
     # shellcheck source=tools/debian-tree.sh
     . tools/debian-tree.sh

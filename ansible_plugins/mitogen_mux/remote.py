@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import stat
+import types
 import typing as t
 
 from ansible.errors import AnsibleFileNotFound
@@ -67,6 +68,8 @@ class RemoteConnection(connection.MuxConnection):
     """The mode of a file that is put; None: that of its source."""
 
     _mux_via: list[path_pb2.Hop] | None = None
+    _mux_remembered: t.Mapping[bytes, connection.Result] = types.MappingProxyType({})
+    """The latest answer that does not change while the connection lives: the next item of a loop asks again."""
 
     def mux_way(self) -> list[path_pb2.Hop]:
         if self._mux_via is None:
@@ -115,9 +118,16 @@ class RemoteConnection(connection.MuxConnection):
         command = jobs_pb2.Command(argv=argv, plain=to_bytes(plain), has_body=bool(in_data), tty=tty, remember=self._mux_remembers)
         if self._mux_discovery and not in_data:
             command.discovery.CopyFrom(self._mux_discovery)
+        key = b''
+        if command.remember and not in_data:
+            key = path.SerializeToString(deterministic=True) + command.SerializeToString(deterministic=True)
+            if key in self._mux_remembered:
+                return self._mux_remembered[key]
         rc, stdout, stderr = self.mux_steps(path, [jobs_pb2.Step(command=command)], in_data, tty)[0]
         if tty:
             stderr += self._mux_farewell()
+        if key and rc == 0:
+            self._mux_remembered = {key: (rc, stdout, stderr)}
         return rc, stdout, stderr
 
     def _mux_owners(self) -> t.Iterator[t.Callable[[], path_pb2.Path]]:
@@ -201,6 +211,7 @@ class RemoteConnection(connection.MuxConnection):
             connection.session().reset(self.mux_host(), self.mux_path())
         except RpcError as error:
             raise self._mux_error(error) from None
+        self._mux_remembered = {}
         self.close()
 
     def close(self) -> None:
