@@ -14,6 +14,7 @@ from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import lookup_loader
 
 from . import baton, compat
+from .waits import replaced
 
 _PLUGINS = os.path.join(compat.CORE_ROOT, 'ansible', 'plugins', '')
 
@@ -37,27 +38,13 @@ _Identity = tuple[int, ...] | None
 def installed() -> t.Iterator[None]:
     """As long as this lasts: lookups, the time, and filters and tests that are not known to be pure."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(lookup_loader, 'get', _in_turn(lookup_loader.get)))
-        stack.enter_context(_replaced(jinja2.FileSystemLoader, 'get_source', _get_source(jinja2.FileSystemLoader.get_source)))
+        stack.enter_context(replaced(lookup_loader, 'get', _in_turn(lookup_loader.get)))
+        stack.enter_context(replaced(jinja2.FileSystemLoader, 'get_source', _get_source(jinja2.FileSystemLoader.get_source)))
         intercept, owner, name = compat.template_plugins()
-        stack.enter_context(_replaced(intercept, '__getitem__', _plugin(intercept.__getitem__)))
+        stack.enter_context(replaced(intercept, '__getitem__', _plugin(intercept.__getitem__)))
         clock = getattr(owner, name)
-        stack.enter_context(_replaced(owner, name, _in_turn(clock) if callable(clock) else _Dates(clock)))
+        stack.enter_context(replaced(owner, name, _in_turn(clock) if callable(clock) else _Dates(clock)))
         yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: t.Any, name: str, new: t.Any) -> t.Iterator[None]:
-    own = name in vars(owner)
-    old = getattr(owner, name)
-    setattr(owner, name, new)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, old)
-        else:
-            delattr(owner, name)
 
 
 def _in_turn(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:

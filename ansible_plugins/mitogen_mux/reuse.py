@@ -18,6 +18,8 @@ from ansible.plugins.connection import ssh
 from ansible.plugins.loader import connection_loader
 from ansible.vars import clean
 
+from .waits import replaced
+
 _UNCHANGING = frozenset((None, 'str', 'string', 'bool', 'boolean', 'int', 'integer', 'float', 'none'))
 """Types of settings whose value depends on nothing but where it is set: not on the working directory, as a path does."""
 
@@ -30,10 +32,10 @@ def installed() -> t.Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_settings())
         if getattr(clean, 'connection_loader', None) is connection_loader:
-            stack.enter_context(_attribute(clean, 'connection_loader', _ConnectionPaths()))
+            stack.enter_context(replaced(clean, 'connection_loader', _ConnectionPaths()))
         if getattr(ssh, 'argparse', None) is argparse:
-            stack.enter_context(_attribute(ssh, 'argparse', _Argparse()))
-        stack.enter_context(_attribute(jinja2.Environment, '_compile', lambda _, source, filename: _code(source, filename)))
+            stack.enter_context(replaced(ssh, 'argparse', _Argparse()))
+        stack.enter_context(replaced(jinja2.Environment, '_compile', lambda _, source, filename: _code(source, filename)))
         yield
 
 
@@ -41,16 +43,6 @@ def installed() -> t.Iterator[None]:
 def _code(source: str, filename: str) -> types.CodeType:
     """The code of the Python text that Jinja has made of a template, which an item of a loop or another host's task makes again."""
     return compile(source, filename, 'exec', dont_inherit=True)
-
-
-@contextlib.contextmanager
-def _attribute(module: t.Any, name: str, value: t.Any) -> t.Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 @contextlib.contextmanager

@@ -39,18 +39,19 @@ def installed(detached: bool, more: t.Iterable[tuple[t.Any, str, Function]] = ()
     ``more``: owner, name and wrapper of functions elsewhere."""
     with contextlib.ExitStack() as stack:
         for owner, name in _PLACES:
-            stack.enter_context(_replaced(owner, name, _giving(getattr(owner, name))))
-        stack.enter_context(_replaced(time, 'sleep', _sleep(time.sleep)))
+            stack.enter_context(replaced(owner, name, _giving(getattr(owner, name))))
+        stack.enter_context(replaced(time, 'sleep', _sleep(time.sleep)))
         for name in ('wait', 'communicate'):
-            stack.enter_context(_replaced(subprocess.Popen, name, _process_wait(getattr(subprocess.Popen, name), detached)))
-        stack.enter_context(_replaced(subprocess.Popen, '__init__', _process_start(subprocess.Popen.__init__, detached)))
+            stack.enter_context(replaced(subprocess.Popen, name, _process_wait(getattr(subprocess.Popen, name), detached)))
+        stack.enter_context(replaced(subprocess.Popen, '__init__', _process_start(subprocess.Popen.__init__, detached)))
         for owner, name, wrapper in more:
-            stack.enter_context(_replaced(owner, name, wrapper))
+            stack.enter_context(replaced(owner, name, wrapper))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: t.Any, name: str, new: Function) -> t.Iterator[None]:
+def replaced(owner: t.Any, name: str, new: t.Any) -> t.Iterator[None]:
+    """An attribute of a module, a class or an object is another as long as this lasts."""
     own = name in vars(owner)
     old = getattr(owner, name)
     setattr(owner, name, new)
