@@ -16,6 +16,7 @@ import typing as t
 from ansible.executor.task_executor import TaskExecutor
 
 from . import baton, compat, isolation, loops, order, worker
+from .waits import replaced
 
 ACTIONS = frozenset(('command', 'copy', 'dnf', 'normal', 'package', 'raw', 'service', 'shell', 'template', 'yum'))
 """Action plugins of the core that change nothing on the controller before their first request."""
@@ -35,12 +36,8 @@ def installed(workers: worker.Workers) -> t.Iterator[None]:
             return original(self, items)
         return _Loop(workers, original, self, items).run()
 
-    TaskExecutor._run_loop = run_loop
-    try:
-        with order.installed():
-            yield
-    finally:
-        TaskExecutor._run_loop = original
+    with replaced(TaskExecutor, '_run_loop', run_loop), order.installed():
+        yield
 
 
 def _independent(executor: t.Any) -> bool:

@@ -15,8 +15,7 @@ class Twin:
     def __init__(self, executor: t.Any, task: t.Any) -> None:
         """``task`` is a copy of the executor's for the second one to write to."""
         self._executor = executor
-        self.executor: t.Any = object.__new__(type(executor))
-        self.executor.__dict__.update(executor.__dict__)
+        self.executor: t.Any = copy.copy(executor)
         self.executor._connection = None
         self._first: t.Any = compat.loop_context()
         self._second: t.Any = None

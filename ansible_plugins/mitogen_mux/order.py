@@ -104,7 +104,9 @@ class Files:
         self._seen: dict[str, _Identity] = {}
 
     def saw(self, path: t.Any) -> None:
-        """Notes a file; waits for the turn before what is in a folder is looked at."""
+        """Notes a file, unless the turn has come; waits for it before what is in a folder is looked at."""
+        if (mine := baton.my_turn()) is None or mine.has_come():
+            return
         path = os.fsdecode(path)
         if os.path.isdir(path):
             baton.turn()
