@@ -32,6 +32,8 @@ GO_TOOL = ('go', 'tool', '-modfile=tools/go.mod')
 CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21')
 OTHER_OPENSSH = ('bullseye', 'trixie')  # Debian releases: 8.4 and 10.0
 CROSS = ('linux/amd64', 'linux/arm64', 'darwin/amd64', 'darwin/arm64')
+LONG_GO = '^(TestModel|TestFaultAtEachFrameForTwo)$'
+"""Go tests that check or matrix runs, and test has no time for."""
 Work = collections.abc.Callable[[], None]
 PYTHON_CODE = ('ansible_plugins', 'internal/agent', 'tests', 'tools', 'demo', 'bench')
 
@@ -207,9 +209,9 @@ def tracked(*patterns: str) -> list[str]:
     return [f for f in listed.splitlines() if not f.endswith(('.pb.go', '_pb2.py', '_pb2.pyi')) and (ROOT / f).exists()]
 
 
-def make_cores() -> None:
+def make_cores(cores: collections.abc.Iterable[str] = CORES) -> None:
     """One after the other, before steps run side by side that want the same."""
-    for core in CORES:
+    for core in cores:
         make_venv(core)
 
 
@@ -262,11 +264,12 @@ def collections_environ(core: str) -> dict[str, str]:
     return {'MITOGEN_MUX_TEST_COLLECTIONS': done.stdout.strip()}
 
 
-def units(tier: Tier, marks: dict[str, str], pythons: str, collections: frozenset[str] = frozenset()) -> list[Work]:
-    """Every test but those of the whole chain. ``marks``: which of tests/plugins on which core; ``pythons``: all or ends, for tests/agent."""
+def units(tier: Tier, marks: dict[str, str], pythons: str, collections: frozenset[str] = frozenset(), go: tuple[str, ...] = ()) -> list[Work]:
+    """Every test but those of the whole chain. ``marks``: which of tests/plugins on which core; ``pythons``: all or ends, for tests/agent;
+    ``go``: further arguments of go test."""
     environ = agent_environ()
     cores = list(marks)
-    works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', './...')]
+    works: list[Work] = [lambda: tier.go_test('go test', '-race', '-count=1', *go, './...')]
     # The agent meets an ansible-core only in the stock modules that it runs.
     works.append(lambda: tier.pytest('agent', cores[0], 'tests/agent', f'--pythons={pythons}', env=environ))
     for core in cores[1:]:
@@ -317,9 +320,11 @@ def main(argv: list[str]) -> int:
             check(tier)
         case ['test']:
             tier = Tier('test')
-            make_cores()
-            works = units(tier, {ends()[1]: 'not stress and not slow', ends()[0]: 'not stress'}, 'ends')
-            side_by_side([*chain(tier, dict.fromkeys(ends(), 'cases')), *works, *chain(tier, dict.fromkeys(between(), 'smoke'), '-k', 'test_case')])
+            middle = between()[1:-1]
+            make_cores((*middle, *ends()))
+            works = units(tier, {ends()[1]: 'not stress and not slow', ends()[0]: 'not stress'}, 'ends', go=('-skip', LONG_GO))
+            smoke = chain(tier, dict.fromkeys(middle, 'smoke'), '-k', 'test_case')
+            side_by_side([*chain(tier, dict.fromkeys(ends(), 'cases')), *works, *smoke])
             tier.check('demo', 'demo/run.sh')
         case ['integration']:
             tier = Tier('integration')
