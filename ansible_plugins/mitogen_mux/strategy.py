@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import ahead, baton, compat, daemon, display, reuse, seams, successors, waits, worker
+from . import ahead, baton, compat, daemon, display, forked, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -52,6 +52,12 @@ class StrategyMixin:
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
             undo()
+
+    def get_hosts_left(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        hosts = super().get_hosts_left(*args, **kwargs)  # type: ignore[misc]
+        if self._mux_workers is not None:
+            self._mux_workers.dealer.hosts = len(hosts)
+        return hosts
 
     def _execute_meta(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         if self._mux_workers is not None:
@@ -90,7 +96,7 @@ def _cheap_workers(strategy: t.Any) -> t.Iterator[None]:
             raise
         finally:
             strategy._mux_workers = None
-            workers.finish(worker.patience(error))
+            workers.finish(forked.patience(error))
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
-import inspect
 import queue
 import select
 import socket
@@ -15,12 +14,11 @@ import time
 import traceback
 import typing as t
 
-from ansible import constants as C
 from ansible.errors import AnsibleError
-from ansible.executor.process.worker import WorkerProcess
 from ansible.utils.display import Display
 
-from . import baton, compat, isolation
+from . import baton, compat, isolation, shares
+from .forked import SIGNATURE, ForkedWorker
 
 LONGEST_WAIT = 0.05
 """Seconds after which the main loop looks around, though nothing has woken it."""
@@ -29,7 +27,6 @@ LAST_WORDS = 5.0
 """Seconds that cancelled host-tasks may take to leave."""
 
 _display = Display()
-_SIGNATURE = inspect.signature(WorkerProcess)
 
 
 class Job(t.Protocol):
@@ -45,17 +42,23 @@ class Workers:
     def __init__(self, strategy: t.Any) -> None:
         self.baton = baton.Baton()
         self.wakeup = Wakeup()
+        self.dealer = shares.Dealer(strategy, self)
         self._strategy = strategy
         self._threads: list[_Thread] = []
         self._idle: list[_Thread] = []
 
     def __call__(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        job = _SIGNATURE.bind(*args, **kwargs).arguments
+        job = SIGNATURE.bind(*args, **kwargs).arguments
         why = isolation.reason(job)
         if not why:
             return ThreadWorker(self, job)
         _display.vvvvv(f'mitogen-mux: task {job["task"]} has a process of its own: {why}', host=job['host'].name)
         return ForkedWorker(self._strategy, *args, **kwargs)
+
+    def take_on(self, worker: ThreadWorker) -> None:
+        """Begins a host-task, now or with others."""
+        if not self.dealer.keeps(worker):
+            worker.begin()
 
     def begin(self, worker: ThreadWorker) -> None:
         """Lets a thread have the baton until the host-task waits for the first time: then its target is at work, and the next can follow."""
@@ -79,14 +82,29 @@ class Workers:
 
     def rest(self, seconds: float) -> None:
         """The main loop's pause of ``seconds``: until there is something to do. Raises AnsibleError if there never will be."""
+        self.dealer.rest()
         if self.wakeup.progress:
             self.wakeup.progress = False
             return
         if not self._strategy._results_thread.is_alive():
             raise AnsibleError('the thread that reads the results of tasks has ended: a callback plugin may have ended it (see what stands on stderr)')
         forks = [worker.sentinel for worker in self._strategy._workers if isinstance(worker, ForkedWorker) and worker.is_alive()]
+        told = self.dealer.look()
+        if self.dealer.lost:
+            raise AnsibleError('A worker was found in a dead state')  # as the core's linear strategy says; the others would wait for ever
         with self.baton.lent():
-            self.wakeup.wait(forks, LONGEST_WAIT if self._strategy._pending_results else seconds)
+            self.wakeup.wait([*forks, *told], LONGEST_WAIT if self._strategy._pending_results else seconds)
+
+    def inherited(self) -> None:
+        """In a process that runs a share, which has none of this one's threads."""
+        self.baton, self.wakeup, self._threads, self._idle = baton.Baton(), Wakeup(), [], []
+        self.baton.take()
+        self.dealer.forget()
+
+    def pause(self) -> None:
+        """In there: until a thread has ended."""
+        with self.baton.lent():
+            self.wakeup.wait((), LONGEST_WAIT)
 
     def finish(self, patience: float) -> None:
         """Ends the threads: those that are at work after ``patience`` seconds are cancelled. Called by the main thread."""
@@ -156,9 +174,6 @@ class _Thread(threading.Thread):
 class ThreadWorker:
     """A host-task in a thread of this process, with copies of its own of whatever a forked worker would change in its memory."""
 
-    pid = None
-    """For the core, which would send it signals."""
-
     worker_queue = None
 
     def __init__(self, workers: Workers, job: dict[str, t.Any]) -> None:
@@ -166,11 +181,21 @@ class ThreadWorker:
         self._job = job
         self._task = job['task']
         self._alive = False
+        self._share: shares.Share | None = None
         self.exitcode: int | None = None
 
     def start(self) -> None:
-        """Returns when the host-task waits for the first time, or has ended."""
+        """Begins the host-task, now or with others."""
         self._alive = True
+        self._workers.take_on(self)
+
+    def arguments(self) -> dict[str, t.Any]:
+        """As the core's own worker is made from."""
+        return self._job
+
+    def begin(self) -> None:
+        """Returns when the host-task waits for the first time, or has ended."""
+        self._share = None
         _flush()
         job = self._job
         job['task'] = copy_task(job['task'])
@@ -179,11 +204,29 @@ class ThreadWorker:
         self._context = contextvars.Context()  # empty: what the main thread's has are objects, which the two would share
         self._workers.begin(self)
 
+    def dealt(self, share: shares.Share) -> None:
+        """It will be begun in there, and ends there."""
+        self._share = share
+
+    def ended(self, exitcode: int) -> None:
+        """In the share's process it has."""
+        del self._job
+        self._alive, self._share, self.exitcode = False, None, exitcode
+
+    @property
+    def pid(self) -> int | None:
+        """For the core, which sends signals to it: a thread gets none."""
+        return None if self._share is None else self._share.pid
+
     def is_alive(self) -> bool:
+        if self._share is not None:
+            self._share.look()  # the core may ask again and again, and never rest
         return self._alive
 
     def terminate(self) -> None:
-        """As of a process; the run's end has done it."""
+        """As of a process; the run's end has done it to threads."""
+        if self._share is not None:
+            self._share.terminate()
 
     def close(self) -> None:
         """As of a process."""
@@ -203,34 +246,6 @@ class ThreadWorker:
             self._job['loader'].cleanup_all_tmp_files()
             del self._job, self._context
             self._alive = False
-
-
-class ForkedWorker(WorkerProcess):
-    """The core's own worker. Its child must not inherit a lock that another thread of the parent holds: worker threads hold none without
-    the baton, which the main thread has now, so those remain that the thread which reads results may hold."""
-
-    def __init__(self, strategy: t.Any, *args: t.Any, **kwargs: t.Any) -> None:
-        self._strategy = strategy
-        loader = _SIGNATURE.bind(*args, **kwargs).arguments['loader']
-        tempfiles = loader._tempfiles
-        super().__init__(*args, **kwargs)
-        loader._tempfiles = tempfiles  # the parent's own; the child forgets them below
-
-    def start(self) -> None:
-        with self._strategy._tqm._callback_lock, self._strategy._results_lock, _display._lock:
-            super().start()
-        del self._strategy
-
-    def run(self) -> None:
-        self._loader._tempfiles = set()
-        super().run()
-
-
-def patience(error: BaseException | None) -> float:
-    """Seconds that the core gives workers when the strategy has ended with ``error``."""
-    if error is None or isinstance(error, Exception):
-        return float(C.WORKER_SHUTDOWN_POLL_COUNT * C.WORKER_SHUTDOWN_POLL_DELAY)
-    return 0.0
 
 
 def _flush() -> None:

@@ -60,7 +60,7 @@ def run(tmp_path: pathlib.Path) -> Run:
             **clean,
             'HOME': str(tmp_path),
             'MUX_EVENTS': str(tmp_path / 'events'),
-            'MITOGEN_WORKER': worker,
+            **({'MITOGEN_PROCESSES': '2'} if worker == 'processes' else {'MITOGEN_WORKER': worker}),
             'ANSIBLE_STRATEGY': strategy,
             'ANSIBLE_STRATEGY_PLUGINS': str(ROOT / 'ansible_plugins' / 'strategy'),
             'ANSIBLE_CONNECTION_PLUGINS': str(ROOT / 'ansible_plugins' / 'connection'),
@@ -120,7 +120,7 @@ def same_words(plain: Ran, ours: Ran) -> None:
     assert ours.words() == plain.words(), '\n'.join(different)
 
 
-@pytest.fixture(params=['thread', 'fork'])
+@pytest.fixture(params=['thread', 'fork', 'processes'])
 def worker(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -165,8 +165,10 @@ def test_an_item_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, 
 @pytest.mark.parametrize('strategy', ['linear', 'free', 'host_pinned'])
 def test_several_hosts_give_the_same_events(run: Run, strategy: str) -> None:
     tags = {} if strategy == 'linear' else {'ANSIBLE_SKIP_TAGS': 'bypasses'}  # add_host, which free refuses
-    plays = [run(PLAYS / 'mix.yml', 4, strategy=name, STUB_DELAYS='5', **tags) for name in (strategy, f'mitogen_{strategy}')]
-    compare(*plays, whole=False)
+    ways = [(strategy, 'thread'), (f'mitogen_{strategy}', 'thread'), (f'mitogen_{strategy}', 'processes')]
+    plain, *ours = (run(PLAYS / 'mix.yml', 4, strategy=name, worker=worker, STUB_DELAYS='5', **tags) for name, worker in ways)
+    for one in ours:
+        compare(plain, one, whole=False)
 
 
 WAITS = {
@@ -174,6 +176,7 @@ WAITS = {
     'a pause between tries': ('- {command: echo again, register: r, until: false, retries: 3, delay: 600}', 0),
     'a pipe': ("- debug: {msg: \"{{ lookup('pipe', 'sleep 600; true') }}\"}", 0),
     'an item of a loop': ('- {command: "echo {{ item }}", loop: [1, 2, 3]}', 600_000),
+    'a share': ('- command: echo slow', 600_000),
     'a forked worker': ('- {command: echo slow, vars: {mitogen_worker: fork}}', 600_000),
 }
 
@@ -181,13 +184,14 @@ WAITS = {
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize('wait', WAITS)
 def test_a_signal_ends_the_run_as_it_does_without_us(run: Run, number: signal.Signals, wait: str, tmp_path: pathlib.Path) -> None:
-    if not DETACHED and (wait == 'a pipe' or (wait == 'a forked worker' and number == signal.SIGTERM)):
+    if not DETACHED and (wait == 'a pipe' or (wait in ('a share', 'a forked worker') and number == signal.SIGTERM)):
         pytest.skip('up to 2.18 processes are left that only a terminal would end')
     task, delay = WAITS[wait]
     play = f'- hosts: all\n  gather_facts: false\n  tasks:\n    {task}\n'
 
     def ended(strategy: str) -> int:
-        process = run.start(play, 3, strategy=strategy, STUB_DELAYS=str(delay), STUB_LEAST='1', WORKERS_TEST=str(tmp_path))  # type: ignore[attr-defined]
+        worker = 'processes' if wait == 'a share' else 'thread'
+        process = run.start(play, 3, strategy=strategy, worker=worker, STUB_DELAYS=str(delay), STUB_LEAST='1', WORKERS_TEST=str(tmp_path))  # type: ignore[attr-defined]
         while started(tmp_path) < 3:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
@@ -200,6 +204,18 @@ def test_a_signal_ends_the_run_as_it_does_without_us(run: Run, number: signal.Si
     ours = ended('mitogen_linear')
     until(lambda: not left(tmp_path))
     assert ours == (ended('linear') if DETACHED or number == signal.SIGINT else -number)
+
+
+@pytest.mark.parametrize('strategy', ['mitogen_linear', 'mitogen_free'])
+def test_a_share_that_dies_ends_the_run_as_a_dead_worker_does(run: Run, tmp_path: pathlib.Path, strategy: str) -> None:
+    play = '- hosts: all\n  gather_facts: false\n  tasks:\n  - command: echo slow\n'
+    more = {'STUB_DELAYS': '600000', 'STUB_LEAST': '1', 'WORKERS_TEST': str(tmp_path)}
+    process = run.start(play, 3, strategy=strategy, worker='processes', **more)  # type: ignore[attr-defined]
+    until(lambda: len(left(tmp_path)) == 3)  # the run and two shares
+    os.kill(next(pid for pid in left(tmp_path) if pid != process.pid), signal.SIGKILL)
+    done = run.finish(process)  # type: ignore[attr-defined]
+    assert done.rc != 0 and 'A worker was found in a dead state' in done.output, done.output
+    until(lambda: not left(tmp_path))
 
 
 DETACHED = not __import__('ansible.release').release.__version__.startswith(('2.16', '2.17', '2.18'))
