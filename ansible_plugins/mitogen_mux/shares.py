@@ -45,7 +45,7 @@ class Member(t.Protocol):
         """Whether it has not ended."""
 
     def ended(self, exitcode: int) -> None:
-        """In the parent: it has, in the share's process."""
+        """In the parent: it has, in the share's process, or will never begin."""
 
 
 class Inside(t.Protocol):
@@ -102,6 +102,12 @@ class Dealer:
         self.lost = self.lost or any(share.exitcode for share in self._shares if share not in there)
         self._shares = there
         return [share.reader for share in self._shares]
+
+    def drop(self) -> None:
+        """The run has ended before these were begun."""
+        waiting, self._waiting = self._waiting, []
+        for member in waiting:
+            member.ended(0)
 
     def forget(self) -> None:
         """In a share's process: all begins in there."""

@@ -108,6 +108,7 @@ class Workers:
 
     def finish(self, patience: float) -> None:
         """Ends the threads: those that are at work after ``patience`` seconds are cancelled. Called by the main thread."""
+        self.dealer.drop()
         self.baton.give()
         for thread in self._threads:
             thread.inbox.put(None)
@@ -209,7 +210,7 @@ class ThreadWorker:
         self._share = share
 
     def ended(self, exitcode: int) -> None:
-        """In the share's process it has."""
+        """In the share's process it has, or it will never begin."""
         del self._job
         self._alive, self._share, self.exitcode = False, None, exitcode
 

@@ -22,7 +22,7 @@ INDEX: dict[str, dict[str, Any]] = yaml.safe_load((runs.CASES / "index.yml").rea
 TIERS = ("smoke", "cases", "whole", "matrix")
 """How much to run: a few of the playbooks; all of them by the main way; by every way, and all other tests; every kind of module by every Python."""
 
-SMALL_WAYS = ("connection", "connection-noseams", "free", "host_pinned", "mitogen")
+SMALL_WAYS = ("connection", "connection-noseams", "fork", "free", "host_pinned", "mitogen", "processes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,7 +47,7 @@ def selected(tier: str, way: str) -> list[str]:
     elif way == "linear-nopipelining":
         wanted = "nopipelining"
     else:
-        wanted = "all" if way == "linear" else "ways"
+        wanted = "all" if way == "linear" or (tier == "matrix" and way in ("fork", "processes")) else "ways"
     return [c for c, about in INDEX.items() if (wanted == "all" or about.get(wanted)) and not (tier == "cases" and about.get("whole"))]
 
 

@@ -67,6 +67,8 @@ WAYS = {
         Way("mitogen", "mitogen"),
         Way("free", "mitogen_free", plain="plain-free"),
         Way("host_pinned", "mitogen_host_pinned", plain="plain-host_pinned"),
+        Way("fork", "mitogen_linear", env=(("MITOGEN_WORKER", "fork"),)),
+        Way("processes", "mitogen_linear", env=(("MITOGEN_PROCESSES", "2"),)),
         Way("connection", "linear", "mitogen_ssh"),
         Way("connection-noseams", "linear", "mitogen_ssh", env=(("MITOGEN_SEAMS", "0"),)),
         Way("disabled", "mitogen_linear", env=(("MITOGEN_ENABLED", "0"),)),

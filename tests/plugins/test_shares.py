@@ -24,6 +24,9 @@ class Member:
     def begin(self) -> None:
         self.begun = True
 
+    def ended(self, exitcode: int) -> None:
+        self.exitcode = exitcode
+
 
 class Process:
     """A share that ends when told."""
@@ -107,6 +110,15 @@ def test_a_process_that_has_died_is_known(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(mine.look()) == 1 and not mine.lost
     running[1].over, running[1].exitcode = True, -9
     assert not mine.look() and mine.lost
+
+
+def test_what_still_waits_when_the_run_ends_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = dealer(monkeypatch, 24, 24, 2)
+    members = [Member() for _ in range(3)]
+    assert [mine.keeps(member) for member in members] == [False, True, True]
+    mine.drop()
+    mine.rest()
+    assert [member.exitcode for member in members] == [None, 0, 0] and not any(member.begun for member in members)
 
 
 def test_none_is_dealt_out_in_a_share(monkeypatch: pytest.MonkeyPatch) -> None:

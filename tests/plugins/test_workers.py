@@ -218,6 +218,14 @@ def test_a_share_that_dies_ends_the_run_as_a_dead_worker_does(run: Run, tmp_path
     until(lambda: not left(tmp_path))
 
 
+def test_an_error_among_host_tasks_that_wait_to_be_dealt_out_ends_the_run(run: Run) -> None:
+    play = '- hosts: all\n  gather_facts: false\n  tasks:\n  - {command: echo, throttle: "{{ \'x\' if inventory_hostname == \'h1\' else 0 }}"}\n'
+    more = {'ANSIBLE_WORKER_SHUTDOWN_POLL_COUNT': '2', 'ANSIBLE_WORKER_SHUTDOWN_POLL_DELAY': '0.1'}
+    plain, ours = run(play, 4, strategy='linear', **more), run(play, 4, worker='processes', **more)
+    assert ours.rc == plain.rc != 0 and 'throttle' in ours.output, ours.output
+    assert 'still running' not in ours.output, ours.output
+
+
 DETACHED = not __import__('ansible.release').release.__version__.startswith(('2.16', '2.17', '2.18'))
 
 
@@ -293,5 +301,5 @@ def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: i
 def test_stress(run: Run) -> None:
     """Many hosts, random delays, failures: the same each time."""
     first = run(PLAYS / 'mix.yml', 50, forks=50, STUB_DELAYS='50')
-    second = run(PLAYS / 'mix.yml', 50, forks=13, STUB_DELAYS='10')
-    compare(first, second, whole=False)
+    for forks, worker in ((13, 'thread'), (50, 'processes')):
+        compare(first, run(PLAYS / 'mix.yml', 50, forks=forks, worker=worker, STUB_DELAYS='10'), whole=False)
