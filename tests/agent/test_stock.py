@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from agent_driver import INTERPRETERS, MODULE, PATIENCE
-from agent_payloads import arguments, built, core, of_module, oldest_target, params
+from agent_payloads import arguments, built, core, manifest, of_module, oldest_target, params, stock
 
 pytestmark = pytest.mark.slow
 
@@ -19,6 +19,7 @@ CASES = [
     ('command', {'_raw_params': 'echo "a b" c; echo', '_uses_shell': False}, True),
     ('command', {'_raw_params': 'echo $HOME; exit 3', '_uses_shell': True}, False),
     ('command', {'_raw_params': 'no-such-command'}, False),
+    ('command', {'_raw_params': '/no/such/command'}, False),
     ('stat', {'path': '/etc/hosts'}, True),
     ('file', {'path': '/etc/hosts', 'state': 'file'}, True),
     ('slurp', {'src': '/etc/hostname'}, True),
@@ -74,3 +75,39 @@ def test_modules_share_what_they_share(able, agent):
         result = agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()), (2, params(**args))))
         assert result.code == 0, result.data.decode()
     assert agent.logs == []
+
+
+RUNS = b'''
+import inspect, subprocess
+from ansible.module_utils.basic import AnsibleModule
+
+named = []
+start = subprocess.Popen.__init__
+
+def spy(self, *args, **kwargs):
+    named.append(kwargs['preexec_fn'] is not None)
+    start(self, *args, **kwargs)
+
+subprocess.Popen.__init__ = spy
+module = AnsibleModule({})
+masks = [int(module.run_command(['sh', '-c', 'umask'], umask=mask)[1], 8) for mask in (None, 0, 0o77)]
+module.exit_json(named=named, masks=masks, text=inspect.getsource(AnsibleModule.run_command))
+'''
+
+
+def test_a_command_is_started_without_a_copy_of_the_job(able, agent, python):
+    """run_command gives subprocess a function to call before exec, which takes a fork, only if that has something to do."""
+    files = [(path, RUNS if path == 'ansible/modules/command.py' else body) for path, body in stock('command')]
+    loader = re.search(rb'^loader\t(.*)', of_module('command')[0], re.M)
+    text = manifest(files, 'ansible.modules.command', loader=loader and loader[1].decode(), profile='legacy' if loader else None)
+    agent.blobs(text, *[body for _, body in files])
+    mask = int(agent.command('sh', '-c', 'umask').data, 8)
+    result = agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()), (2, params())))
+    told = json.loads(result.data.decode())
+    assert told['masks'] == [mask, mask, 0o77]
+    assert told['named'] == ([True] * 3 if is_python2(python) else [False, False, True])
+    assert 'preexec_fn=preexec,' in told['text']  # in tracebacks it stands as Ansible wrote it
+
+
+def is_python2(python):
+    return next(v for v, path in INTERPRETERS.items() if path == python).startswith('2')
