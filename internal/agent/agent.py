@@ -77,7 +77,9 @@ class Agent(object):
         self.payloads = {}      # digest of the manifest: Payload
         self.importer = Importer(self.blobs)
         self.preloaded = {}     # module name: its entry in Payload.names
+        self.empty = {}         # the same of packages without code
         self.tried = set()      # names that were to be preloaded
+        self.hooks = Hooks()
         self.surroundings = None    # of agents that have not inherited theirs
         self.resolver = None    # res_init, if it has to be called
         self.packages = dated(package_folders())    # as this interpreter found them when it started
@@ -155,6 +157,11 @@ class Agent(object):
         sys.path_hooks.insert(0, self.importer.hook)
         if len(sys.argv) < 3:   # stage1_local.py has more: that one is as its run's process is
             self.surroundings = Surroundings()
+        sys.argv[:] = ['']      # of jobs: as of a program on stdin; runpy makes it the module's file
+        if hasattr(sys, 'orig_argv'):
+            sys.orig_argv = [sys.executable]
+        self.main = sys.modules['__main__']     # Python 2 empties a module that nobody holds
+        sys.modules['__main__'] = type(sys)('__main__')
 
     def greet(self, source):
         try:
@@ -339,8 +346,8 @@ class Agent(object):
             if pid in self.jobs:
                 self.jobs.pop(pid).exited(status, usage)
 
-    def turn_into(self, run, stdio, terminal):
-        """In the forked child: leaves everything of the agent behind, calls run, exits."""
+    def turn_into(self, run, stdio, terminal, last):
+        """In the forked child: leaves everything of the agent behind, calls run, exits. last: no descriptor is higher."""
         code = 255
         try:
             os.setsid()
@@ -352,7 +359,7 @@ class Agent(object):
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
             for number, fd in enumerate(stdio):
                 os.dup2(fd, number)
-            os.closerange(3, 1 + last_descriptor())
+            os.closerange(3, 1 + last)
             code = run()
         except BaseException:
             sys.excepthook(*sys.exc_info())
@@ -362,9 +369,10 @@ class Agent(object):
     def growth(self):
         """The field of RESULT for the memory that the agent itself has resident, where that has become more."""
         try:
-            with open('/proc/self/statm') as statm:
-                memory = int(statm.read().split()[1]) * PAGE >> 10
-        except (IOError, OSError):
+            statm = os.open('/proc/self/statm', os.O_RDONLY)    # with no object of Python's around it, whose pages the next job would copy
+            memory = int(os.read(statm, 100).split()[1]) * PAGE >> 10
+            os.close(statm)
+        except OSError:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss     # with what was before the interpreter
         if memory < self.memory + GROWTH:
             return ()
@@ -383,8 +391,10 @@ class Agent(object):
         if digest not in self.payloads:
             self.payloads[digest] = Payload(self.blob(digest))
         payload = self.payloads[digest]
-        for _, digest in payload.files:
-            self.blob(digest)
+        if not payload.whole:
+            for _, digest in payload.files:
+                self.blob(digest)
+            payload.whole = True
         return payload
 
     def blob(self, digest):
@@ -400,12 +410,15 @@ class Agent(object):
                 os.close(payload.fd)
         for payload in self.payloads.values():
             if not digests.isdisjoint(digest for _, digest in payload.files):
-                payload.warm = False    # what its jobs compiled goes too
+                payload.whole = payload.warm = False    # what its jobs compiled goes too
         self.importer.forget(digests)
 
     def agrees(self, payload):
         """Whether what is imported is what a job of this payload would import."""
-        return all(payload.names.get(name) == entry for name, entry in self.preloaded.items())
+        if payload.compared is not self.preloaded:
+            payload.compared = self.preloaded
+            payload.agrees = all(payload.names.get(name) == entry for name, entry in self.preloaded.items())
+        return payload.agrees
 
     def prepare(self, payload):
         """Makes the next fork cheap and complete."""
@@ -418,7 +431,17 @@ class Agent(object):
                 load_locale()
             self.tried.update(wanted)
             self.preload(payload, wanted)
-        self.importer.learn()
+            there = set(sys.modules).difference(self.empty)
+            self.preloaded = dict((name, entry) for name, entry in payload.names.items() if name in there)
+        self.importer.use(payload)
+        if self.preloaded and not payload.real and self.agrees(payload):
+            empty = [name for name in payload.packages if name not in sys.modules]
+            if empty and not any(self.blob(payload.names[name][1]) for name in empty):
+                self.preload(payload, empty)
+                self.empty.update((name, payload.names[name]) for name in empty if name in sys.modules)
+        if self.importer.learn() or wanted:
+            know_abstract_classes()
+        draw_seed()
         if hasattr(gc, 'freeze'):
             gc.freeze()
 
@@ -432,11 +455,15 @@ class Agent(object):
             import runpy
         except BaseException as e:      # a module may exit when it does not like this Python: jobs will say so themselves
             self.unload()
+            self.empty.clear()
             self.log(2, 'cannot preload %s: %r' % (payload.module, e))
         finally:
             sys.path.remove(self.importer.root)
             del self.importer.compiled[:]   # jobs inherit this code
-        self.preloaded = dict((name, entry) for name, entry in payload.names.items() if name in sys.modules)
+
+    def foreign(self, payload):
+        """The packages without code that a job of this payload would not find, or not without code."""
+        return [name for name, entry in self.empty.items() if payload.names.get(name) != entry]
 
     def unload(self):
         """Forgets every module of Ansible's, but holds them for Python 2."""

@@ -10,22 +10,38 @@ import sys
 import time
 
 DIARY_SIZE = 49152      # bytes of records of one module; RESULT has room for them
+# What these have called when a process forks is idle where the agent forks: it has one thread, which holds no lock, and draws a new seed itself.
+IDLE = frozenset(['logging', 'random', 'threading'])
 MANY_FILES = 65536      # more than an agent has open
 
 
-def enter(environ, added, cwd, nofile):
-    """Makes the child's surroundings what a new process of the account would find. Says whether the locale is to be another."""
-    settings = ('TZ', 'LANG', 'LC_ALL', 'LC_CTYPE')
-    before = [os.environ.get(name) for name in settings]
-    decode_name = os.fsdecode if PY3 else bytes
-    if environ:
-        os.environ.clear()
-    for entry in environ + added:
-        name, _, value = entry.partition(b'=')
-        os.environ[decode_name(name)] = decode_name(value)
-    changed = set(name for name, value in zip(settings, before) if os.environ.get(name) != value)
-    if 'TZ' in changed:
-        time.tzset()
+class Hooks(object):
+    """os.register_at_fork of the agent: what a module of IDLE would have called when a process forks is called only where jobs fork."""
+
+    def __init__(self):
+        self.job = False
+        self.stock = getattr(os, 'register_at_fork', None)      # of Python 3.7
+        if self.stock:
+            os.register_at_fork = self.register
+
+    def register(self, **hooks):
+        known = [getattr(hook, '__module__', None) for hook in hooks.values()]
+        if IDLE.issuperset(known) and all(standard(sys.modules[name]) for name in known):
+            hooks = dict((when, self.idle(hook)) for when, hook in hooks.items())
+        self.stock(**hooks)
+
+    def idle(self, hook):
+        return lambda: self.job and hook()
+
+    def leave(self):
+        """In the child."""
+        self.job = True
+        if self.stock:
+            os.register_at_fork = self.stock
+
+
+def enter(cwd, nofile):
+    """Puts the child where a new process of the account would be."""
     try:
         if cwd:
             os.chdir(cwd)
@@ -37,6 +53,21 @@ def enter(environ, added, cwd, nofile):
             os.chdir('/')
     if nofile:
         limit_files(nofile)
+
+
+def surround(environ, added):
+    """Gives the child its environment. Says whether the locale is to be another."""
+    settings = ('TZ', 'LANG', 'LC_ALL', 'LC_CTYPE')
+    before = [os.environ.get(name) for name in settings]
+    decode_name = os.fsdecode if PY3 else bytes
+    if environ:
+        os.environ.clear()
+    for entry in environ + added:
+        name, _, value = entry.partition(b'=')
+        os.environ[decode_name(name)] = decode_name(value)
+    changed = set(name for name, value in zip(settings, before) if os.environ.get(name) != value)
+    if 'TZ' in changed:
+        time.tzset()
     return bool(changed - set(['TZ']))
 
 
@@ -83,19 +114,25 @@ def choose_locale(given):
             return
 
 
-def refresh(resolver, packages):
-    """What a fork shares and new processes would not: the state of random generators, the resolver's configuration, and where packages
-    are found, of which packages is what dated once gave."""
-    if sys.version_info < (3, 7):   # newer ones reseed by themselves
-        if 'random' in sys.modules:
-            sys.modules['random'].seed()
-        if 'ssl' in sys.modules:
-            sys.modules['ssl'].RAND_add(os.urandom(32), 32.0)
-    if resolver:
-        resolver()
-    folders = dated([folder for folder, _ in packages])
-    if folders != packages:
-        look_again(folders, packages)
+def draw_seed():
+    """Has what is random in the next job be so: its fork copies the state of generators."""
+    random = sys.modules.get('random')
+    if random and standard(random):
+        if PY3:
+            super(random.Random, random._inst).seed()   # all that random.seed() does to one that was never asked for more
+        else:
+            random.seed()
+    if 'ssl' in sys.modules and sys.version_info < (3, 7):  # newer ones do it themselves
+        sys.modules['ssl'].RAND_add(os.urandom(32), 32.0)
+
+
+def leave_out(names):
+    """Takes back that these packages, outermost first, were imported."""
+    for name in names:
+        parent, _, last = name.rpartition('.')
+        del sys.modules[name]
+        if parent in sys.modules:
+            delattr(sys.modules[parent], last)
 
 
 def package_folders():
@@ -184,11 +221,6 @@ def run_module(payload, params, importer):
     from importlib import import_module
     sys.path.insert(0, importer.root)
     sys.path_importer_cache.pop(importer.root, None)
-    sys.argv[:] = ['']      # as of a program on stdin; runpy makes it the module's file
-    if hasattr(sys, 'orig_argv'):
-        sys.orig_argv = [sys.executable]
-    importer.main = sys.modules['__main__']     # Python 2 empties a module that nobody holds
-    sys.modules['__main__'] = type(sys)('__main__')
     if payload.loader:
         run = import_module(payload.loader).run_module
         code = run.__code__

@@ -83,13 +83,14 @@ class Job(Stream):
                 stdio, plan = (read, out_end, err_end), [(out, DATA), (err, ERR)]
             if self.terminal == 'controlling':
                 plan.append((master, TTY))
+            last = last_descriptor()
             self.pid = os.fork()
         except OSError as e:
             for fd in opened:
                 os.close(fd)
             raise Failure('fork', os.strerror(e.errno))
         if self.pid == 0:
-            self.agent.turn_into(run, stdio, slave)
+            self.agent.turn_into(run, stdio, slave, last)
         self.forked = clock()
         self.agent.jobs[self.pid] = self
         ours = [feed] + [fd for fd, _ in plan]
@@ -206,14 +207,23 @@ class Module(Job):
             self.report = mmap.mmap(-1, REPORT_SIZE)
         if fields[9] == b'1':
             self.diary = Diary()
+        foreign = agent.foreign(payload)
+        folders = dated([folder for folder, _ in agent.packages])
 
         def child():
-            if enter(fields[6], fields[4], fields[5], nofile) and PY3:
-                choose_locale(fields[6] + fields[4])
-            refresh(agent.resolver, agent.packages)
+            agent.hooks.leave()
+            given = fields[6] + fields[4]
+            if given and surround(fields[6], fields[4]) and PY3:
+                choose_locale(given)
+            enter(fields[5], nofile)
+            if agent.resolver:
+                agent.resolver()
+            if folders != agent.packages:
+                look_again(folders, agent.packages)
+            if foreign:
+                leave_out(foreign)
             if not keep:
                 agent.unload()
-            agent.importer.use(payload)
             if self.diary:
                 self.diary.keep()
             if self.report:
@@ -248,7 +258,8 @@ class Command(Job):
         def child():
             if not fields[6]:
                 uncoerce()
-            enter(fields[6], [], fields[5], 0)
+            surround(fields[6], [])
+            enter(fields[5], 0)
             return execute(fields[1])
         self.launch(child)
 

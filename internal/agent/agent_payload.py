@@ -20,6 +20,8 @@ class Payload(object):
         self.digests = {}           # the same
         self.names = {}             # full module name: (path, digest, whether it is a package)
         self.warm = False           # a job found all the code it wanted compiled
+        self.whole = False          # all its files are there
+        self.agrees = self.compared = None      # what Agent.agrees found, and what it compared
         for line in text.decode('utf-8').strip(u'\n').split(u'\n'):
             field, value = [part if PY3 else part.encode('utf-8') for part in line.split(u'\t', 1)]
             if field == 'file':
@@ -33,6 +35,9 @@ class Payload(object):
                 raise Failure('bad-request', 'a manifest has the field %r' % field)
         if not self.module:
             raise Failure('bad-request', 'a manifest names no module')
+        parts = self.module.split('.')
+        packages = ['.'.join(parts[:end]) for end in range(1, len(parts))]
+        self.packages = packages if all(name in self.names for name in packages) else []    # that the module is in, outermost first
 
     def add(self, path, digest):
         self.files.append((path, digest))
@@ -259,9 +264,19 @@ class Importer(object):
         return length > 0
 
     def learn(self):
-        """Imports what jobs found lacking, for those to come."""
+        """Imports what jobs found lacking, for those to come. Says whether there was any."""
+        lacking = bool(self.learnt)
         while self.learnt:
             try:
                 __import__(self.learnt.pop())
             except Exception:
                 pass    # it was there a moment ago: jobs will say so themselves
+        return lacking
+
+
+def know_abstract_classes():
+    """Has Python keep what the types of JSON are to abstract classes, which the first to ask has to find out for each."""
+    abstract = sys.modules['_collections_abc' if PY3 else '_abcoll']
+    for name in ('KeysView', 'Mapping', 'Sequence', 'Set'):
+        for kind in (bool, bytes, dict, float, int, list, str, tuple, type(None), type(u'')):
+            issubclass(kind, getattr(abstract, name))

@@ -1,13 +1,15 @@
 """What an agent keeps for the jobs to come: imported modules, compiled code, the standard library, the locale; and that no job can tell."""
 
 import hashlib
+import json
 import os
 import subprocess
 
 import pytest
 
-from agent_driver import DROP
+from agent_driver import DROP, source_text
 from agent_modules import BASIC, Modules
+from agent_payloads import manifest
 
 PID = 'import ansible.module_utils.basic as basic\nprint(json.dumps([basic.born, os.getpid(), basic.kind]))'
 
@@ -63,6 +65,82 @@ def test_code_is_forgotten_with_its_blob(modules):
         modules.agent.send(DROP, 0, hashlib.sha256(b'x = 1\n').digest())
         counts.append([modules.value(COMPILED, extra=extra) for _ in range(3)])
     assert counts[0][0] > 1 and counts == [[counts[0][0], 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+IDLE = '''
+    import logging, os, random, sys, threading
+    import ansible.module_utils.basic as basic
+    found = [threading._active_limbo_lock is basic.lock, basic.calls == [os.getpid()], type(os.register_at_fork) is type(os.getpid)]
+    there, here = os.pipe()
+    if os.fork() == 0:
+        os.write(here, ('%r %r' % (threading._active_limbo_lock is basic.lock, random.random())).encode())
+        os._exit(0)
+    os.wait()
+    renewed, drawn = os.read(there, 100).decode().split()
+    print(json.dumps(found + [renewed, float(drawn) == random.random()]))
+'''
+HOOKED = b'''
+import logging, os, random, threading
+lock = threading._active_limbo_lock
+calls = []
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=lambda: calls.append(os.getpid()))
+'''
+
+
+def test_what_the_library_has_called_at_a_fork_is_called_at_those_of_jobs(modules, python):
+    """Not at the agent's own, which finds it idle; what another module has called is."""
+    if subprocess.check_output([python, '-c', 'import os, sys; print(hasattr(os, "register_at_fork") and "threading" not in sys.modules)']) != b'True\n':
+        pytest.skip('this Python calls nothing at a fork, or its site-packages have had it do so before the agent began')
+    for _ in range(2):
+        assert modules.value(IDLE, basic=BASIC + HOOKED) == [True, True, True, 'False', False]
+
+
+AGENT = '''
+frames = sys._getframe()
+while frames.f_code.co_name != 'turn_into': frames = frames.f_back
+agent = frames.f_locals['self']
+'''
+
+
+def test_packages_without_code_are_there_before_the_job(modules):
+    """But not for a job whose payload has code in them, or has none of them."""
+    ask = AGENT + 'import ansible.modules\nprint(json.dumps([sorted(agent.empty), getattr(ansible.modules, "kind", 0)]))'
+    assert modules.value(ask) == [['ansible.modules'], 0]
+    assert modules.value(ask, extra={'ansible/modules/__init__.py': b'kind = 1\n'}) == [['ansible.modules'], 1]
+    assert modules.value(ask) == [['ansible.modules'], 0]
+
+    source = b'import ansible, json, sys\nprint(json.dumps(["ansible.modules" in sys.modules, hasattr(ansible, "modules")]))\nsys.exit(0)\n'
+    files = {'ansible/__init__.py': b'', 'ansible/module_utils/__init__.py': b'', 'ansible/module_utils/basic.py': BASIC, 'probe.py': source}
+    text = manifest(files.items(), 'probe', preload=['ansible.module_utils.basic'])
+    modules.agent.blobs(text, *files.values())
+    assert json.loads(modules.again(hashlib.sha256(text).digest()).data.decode()) == [False, False]
+
+
+KNOWN = '''
+    try:
+        from collections.abc import Mapping
+    except ImportError:
+        from collections import Mapping
+    try:
+        from _abc import _get_dump
+        known = [kind() for kind in _get_dump(Mapping)[2]]
+    except ImportError:
+        known = list(Mapping._abc_negative_cache)
+    print(json.dumps([kind in known for kind in (bool, int, list, str, tuple)]))
+'''
+
+
+def test_abstract_classes_are_known(modules):
+    assert modules.value(KNOWN) == [True] * 5
+
+
+def test_a_file_that_was_dropped_is_missed(modules):
+    """By a payload that ran before, too."""
+    digest = modules.add('import sys\nsys.exit(0)', extra={'ansible/module_utils/extra.py': b'x = 1\n'})
+    assert modules.again(digest).code == 0
+    modules.agent.send(DROP, 0, hashlib.sha256(b'x = 1\n').digest())
+    assert modules.again(digest).failure == 'blob-missing'
 
 
 LACKING = '''
