@@ -135,6 +135,42 @@ def test_abstract_classes_are_known(modules):
     assert modules.value(KNOWN) == [True] * 5
 
 
+def test_memory_is_gathered_when_a_payload_is_warm(modules):
+    ask = AGENT + 'print(json.dumps(agent.gathered))'
+    assert [modules.value(ask) for _ in range(4)] == [False, False, True, True]
+
+
+GATHER = '''
+import sys
+for text in sys.stdin.read().split(chr(0)):
+    exec(compile(text, 'agent', 'exec'))
+block = b'x' * (16 << 20)
+gather_pages()
+import ctypes
+asked = []
+class Library(object):
+    def __init__(self, name):
+        self.madvise = lambda *what: asked.append(what)
+library, ctypes.CDLL = ctypes.CDLL, Library
+gather_pages()
+ctypes.CDLL = library
+gather_pages()
+assert block == b'x' * (16 << 20)
+print(asked)
+'''
+
+
+def test_memory_is_gathered_by_whole_huge_pages(python):
+    """Whether the kernel has any to give is its own affair."""
+    try:
+        with open('/sys/kernel/mm/transparent_hugepage/hpage_pmd_size') as f:
+            size = int(f.read())
+    except OSError:
+        pytest.skip('this kernel has no huge pages')
+    asked = json.loads(subprocess.check_output([python, '-c', GATHER], input=source_text()).decode().replace('(', '[').replace(')', ']').replace('L', ''))
+    assert asked and all((at % size, length, advice) == (0, size, 25) for at, length, advice in asked)
+
+
 def test_a_file_that_was_dropped_is_missed(modules):
     """By a payload that ran before, too."""
     digest = modules.add('import sys\nsys.exit(0)', extra={'ansible/module_utils/extra.py': b'x = 1\n'})
