@@ -136,8 +136,10 @@ class Boxes:
             done = subprocess.run([str(PROJECT / "tools" / "system-from-debian.sh")], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise Unavailable(f"no Debian system to make containers of: {done.stderr.strip()}")
-            quiet("cp", "-a", "--reflink=auto", done.stdout.strip(), str(root))
-            quiet("chroot", str(root), "sh", "-c", ACCOUNTS)
+            draft = self.base / "draft"
+            quiet("cp", "-a", "--reflink=auto", f"{done.stdout.strip()}/.", str(draft))  # what it has, though it may be a link
+            quiet("chroot", str(draft), "sh", "-c", ACCOUNTS)
+            draft.rename(root)
         return root
 
     def tool(self, name: str, clean: bool = False, **environ: str) -> str:

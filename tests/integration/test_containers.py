@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import boxes as making
 import harness
 from boxes import APP, GUEST, OPS, Box, Boxes
 from oracle import Oracle
@@ -73,6 +74,32 @@ def played(site: Site, boxes: Boxes, box: Box, way: Way, hosts: dict[str, dict[s
     assert run.rc == 0, run.said()
     run.work = {f"containers/{path}": about for path, about in box.tree("/work").items()}
     return run
+
+
+@pytest.mark.parametrize("accounts", ["are made", "fail"])
+def test_the_system_stays_as_it_was(accounts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes are made of a copy of it, though what is in the cache may be a link, and not of half a copy."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    (tmp_path / "tools").mkdir()
+    script = tmp_path / "tools" / "system-from-debian.sh"
+    script.write_text(f"#!/bin/sh\necho {tmp_path}/link\n")
+    script.chmod(0o755)
+
+    def quiet(*argv: str) -> None:
+        if argv[0] == "chroot":
+            Path(argv[1], "account").touch()
+            argv = ("true",) if accounts == "are made" else ("false",)
+        harness.quiet(*argv)
+
+    monkeypatch.setattr(making, "PROJECT", tmp_path)
+    monkeypatch.setattr(making, "quiet", quiet)
+    made = Boxes(tmp_path / "boxes")
+    for _ in range(2):
+        with contextlib.nullcontext() if accounts == "are made" else pytest.raises(RuntimeError):
+            assert sorted(os.listdir(made.system())) == ["account", "file"]
+    assert os.listdir(tmp_path / "tree") == ["file"]
 
 
 @pytest.fixture(scope="module")
