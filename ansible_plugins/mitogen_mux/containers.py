@@ -46,6 +46,8 @@ class ContainerConnection(remote.RemoteConnection):
 
     def mux_address(self) -> str:
         """The container's name."""
+        if theirs := getattr(self, '_container_id', None):  # podman's and buildah's, whose option may have the inventory's name instead
+            return str(to_text(theirs))
         for name in (f'{self.mux_kind.name}_pod', 'remote_addr'):
             if value := self.mux_option(name):
                 return str(to_text(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shlex
+import subprocess
 import sys
 import typing as t
 
@@ -223,11 +224,13 @@ ORIGINALS: dict[str, dict[str, dict[str, t.Any]]] = {
     'community.general.lxd': {'bare': {}, 'all': {'ansible_lxd_project': 'p', 'ansible_lxd_remote': 'far'}},
     'community.general.chroot': {'bare': {'ansible_host': '/'}},
     'community.general.jail': {'bare': {}},
+    'containers.podman.podman': {'bare': {}, 'all': {'ansible_user': 'app', 'ansible_podman_extra_args': '--root "/a b"'}},
+    'containers.podman.buildah': {'bare': {}, 'all': {'ansible_user': 'app'}},
 }
 
 
-class _Started(Exception):
-    """In place of a process: the command line."""
+class _Started(BaseException):
+    """In place of a process: the command line. No plugin catches it."""
 
 
 def _started(original: t.Any) -> list[str]:
@@ -238,7 +241,8 @@ def _started(original: t.Any) -> list[str]:
 
     original._connected = True
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[type(original).__module__], 'Popen', popen)
+        module = sys.modules[type(original).__module__]
+        patch.setattr(module if hasattr(module, 'Popen') else subprocess, 'Popen', popen)
         with pytest.raises(_Started) as started:
             original.exec_command('id')
     return list(started.value.args[0])
@@ -255,6 +259,10 @@ def _theirs(original: t.Any, name: str) -> list[str]:
         return (original._build_command('id') if hasattr(original, '_build_command') else _started(original))[:-3]
     if name.endswith('.chroot'):
         return [original.get_option('chroot_exe'), original.get_option('remote_addr')]
+    if name.endswith('.podman'):
+        return [*(word for word in _started(original)[:-1] if word != '-i'), '-i']  # the newer ones have it where there is something to read
+    if name.endswith('.buildah'):
+        return [*_started(original)[:-1], '--']
     return [original.jexec_cmd, 'box']
 
 
@@ -268,7 +276,7 @@ def test_command_lines_are_the_originals(name: str, case: str, monkeypatch: pyte
     if name.endswith('.jail'):
         monkeypatch.setattr('subprocess.Popen.communicate', lambda *_, **__: (b'box\n', b''))
         monkeypatch.setattr('os.geteuid', lambda: 0)
-    variables = {'inventory_hostname': 'box', 'ansible_host': 'box', **ORIGINALS[name][case]}
+    variables = {'inventory_hostname': 'there', 'ansible_host': 'box', **ORIGINALS[name][case]}
     original = make(name, variables)
     theirs = [os.path.basename(word) if n == 0 else word for n, word in enumerate(os.fsdecode(word) for word in _theirs(original, name))]
     adopted = standins.adopt(original, name)

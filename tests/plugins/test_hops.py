@@ -27,6 +27,7 @@ def make(name: str, variables: dict[str, t.Any], task: dict[str, t.Any] | None =
     """A connection as TaskExecutor makes it."""
     context = PlayContext()
     context.remote_addr = variables.get('ansible_host', 'h1')
+    context.remote_user = variables.get('ansible_user')
     made = connection_loader.get(name, context, '/dev/null')
     known = core.C.config.get_plugin_vars('connection', made._load_name)
     made.set_options(task_keys=task or {}, var_options={key: value for key, value in variables.items() if key in known})
