@@ -59,6 +59,11 @@ class ContainerConnection(remote.RemoteConnection):
             return ''
         return str(to_text(self.mux_option('remote_user') or self._play_context.remote_user or ''))
 
+    def mux_new_mode(self) -> int | None:
+        """That of a new file, where the original has one written: containers.podman's did up to 1.16, but for an account that was named."""
+        new = self.mux_kind.dd or (hasattr(self, f'_{self.mux_kind.name}') and not self._play_context.remote_user)
+        return 0o644 if new else None
+
     def mux_program(self, program: str, option: str = '') -> str:
         """The path of a tool; its name, where it is for a via host to find."""
         program = str(self.mux_option(f'mitogen_{program.replace("-", "_")}_path') or (option and self.mux_option(option)) or program)
@@ -298,11 +303,7 @@ def _class(kind: Kind) -> type[ContainerConnection]:
     own: Definitions = {name: {'description': [text], 'vars': [{'name': name}]} for name, text in paths.items()}
     if kind.name == 'setns':
         own['mitogen_kind'] = {'description': ['Who runs the container.'], 'default': 'pid', 'vars': [{'name': 'mitogen_kind'}]}
-    return type(
-        'Connection',
-        (ContainerConnection,),
-        {'mux_kind': kind, 'mux_definitions': {**ContainerConnection.mux_definitions, **own}, 'mux_new_mode': 0o644 if kind.dd else None},
-    )
+    return type('Connection', (ContainerConnection,), {'mux_kind': kind, 'mux_definitions': {**ContainerConnection.mux_definitions, **own}})
 
 
 CLASSES = {name: _class(kind) for name, kind in KINDS.items()}

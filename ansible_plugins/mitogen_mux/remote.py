@@ -64,9 +64,6 @@ class RemoteConnection(connection.MuxConnection):
     mux_definitions: t.ClassVar[dict[str, dict[str, t.Any]]] = {**connection.DEFINITIONS, **VIA}
     mux_word = ''
 
-    mux_new_mode: t.ClassVar[int | None] = None
-    """The mode of a file that is put; None: that of its source."""
-
     _mux_via: list[path_pb2.Hop] | None = None
     _mux_remembered: t.Mapping[bytes, connection.Result] = types.MappingProxyType({})
     """The latest answer that does not change while the connection lives: the next item of a loop asks again."""
@@ -158,6 +155,10 @@ class RemoteConnection(connection.MuxConnection):
     def _mux_farewell(self) -> bytes:
         return b''
 
+    def mux_new_mode(self) -> int | None:
+        """The mode of a file that is put; None: that of its source."""
+        return None
+
     def put_file(self, in_path: str, out_path: str) -> t.Any:
         if not self.mux_enabled():
             return super().put_file(in_path, out_path)  # type: ignore[misc]
@@ -168,10 +169,11 @@ class RemoteConnection(connection.MuxConnection):
             mode = stat.S_IMODE(os.stat(source).st_mode) & 0o777
         except OSError:
             raise AnsibleFileNotFound(f'file or module does not exist: {to_native(in_path)}') from None
-        mode = mode if self.mux_new_mode is None else self.mux_new_mode
+        new_mode = self.mux_new_mode()
+        mode = mode if new_mode is None else new_mode
         if self._mux_folder and self._mux_folder.holds(out_path):
             with contextlib.suppress(OSError):  # the daemon says it better
-                self._mux_folder.files.append(errands.File.take(os.fsdecode(source), out_path, self.mux_new_mode))
+                self._mux_folder.files.append(errands.File.take(os.fsdecode(source), out_path, new_mode))
                 return 0, b'', b''
             self.mux_run_errands()
         put = jobs_pb2.Put(path=os.fsdecode(source), dest=to_bytes(out_path), mode=mode)

@@ -123,6 +123,29 @@ def test_mode_of_a_file_that_is_put(kind: str, mode: int | None, tmp_path: pathl
 
 
 @pytest.mark.usefixtures('ours')
+@pytest.mark.parametrize('user', ['', 'app'])
+@pytest.mark.parametrize('kind', ['podman', 'buildah'])
+def test_mode_of_a_file_that_podmans_plugins_put(kind: str, user: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For root they write into the container's folder themselves; the older ones do so without the source's mode."""
+    name = f'containers.podman.{kind}'
+    if not os.path.isdir(os.path.join(COLLECTIONS, 'ansible_collections', 'containers', 'podman')):
+        pytest.skip(f'{name} is not among the collections')
+    source = tmp_path / 'source'
+    source.touch(0o600)
+    variables = {'inventory_hostname': 'box', **({'ansible_user': user} if user else {})}
+    original = make(name, variables)
+    original._connected, original._mount_point = True, os.fsencode(tmp_path) if hasattr(original, f'_{kind}') else str(tmp_path)
+    theirs = 0o600  # of podman cp and buildah copy
+    if not user:
+        umask = os.umask(0o022)
+        original.put_file(str(source), '/there')
+        os.umask(umask)
+        theirs = (tmp_path / 'there').stat().st_mode & 0o777
+    adopted = standins.adopt(original, name)
+    assert (adopted.mux_new_mode() or 0o600) == theirs
+
+
+@pytest.mark.usefixtures('ours')
 def test_closing_runs_nothing_of_the_originals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Theirs may run a program for it, or fail."""
     made = make('mitogen_buildah', {'inventory_hostname': 'box'})
