@@ -15,7 +15,7 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.module_utils.common.process import get_bin_path
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
-from . import hops, remote, via
+from . import connection, hops, remote, via
 from .v1 import path_pb2
 
 Definitions = dict[str, dict[str, t.Any]]
@@ -25,6 +25,9 @@ class ContainerConnection(remote.RemoteConnection):
     """In front of a container plugin."""
 
     mux_kind: t.ClassVar[Kind]
+
+    _mux_sudoable = True
+    _mux_forgets: bool | None = None
 
     def mux_start(self) -> list[path_pb2.Hop]:
         return via.controller()
@@ -53,14 +56,36 @@ class ContainerConnection(remote.RemoteConnection):
                 return str(to_text(value))
         return str(to_text(self._play_context.remote_addr))
 
+    def exec_command(self, cmd: str, in_data: bytes | None = None, sudoable: bool = True) -> connection.Result:
+        with self._mux_meanwhile('_mux_sudoable', sudoable):
+            return super().exec_command(cmd, in_data, sudoable)
+
     def mux_user(self) -> str:
         """The account in the container; empty: whom the tool chooses."""
         if not self.mux_kind.accounts:
             return ''
-        return str(to_text(self.mux_option('remote_user') or self._play_context.remote_user or ''))
+        user = str(to_text(self.mux_option('remote_user') or self._play_context.remote_user or ''))
+        return '' if user not in ('', 'root') and self._mux_sudoable and self._mux_forgotten() else user
+
+    def _mux_forgotten(self) -> bool:
+        """Whether the original leaves out the account that was named: buildah's does since 1.18.1, but for commands that may not become another one. It
+        is asked, for that may change."""
+        if not hasattr(self, '_run_buildah_command'):
+            return False
+        if self._mux_forgets is None:
+            said: list[str] = []
+
+            def heard(words: list[str], **_: t.Any) -> connection.Result:
+                said.extend(words)
+                return 1, b'', b''
+
+            with self._mux_meanwhile('_run_buildah_command', heard), self._mux_meanwhile('_connected', True):
+                super(remote.RemoteConnection, self).exec_command('true', sudoable=True)  # type: ignore[misc]
+            self._mux_forgets = '--user' not in said
+        return self._mux_forgets
 
     def mux_new_mode(self) -> int | None:
-        """That of a new file, where the original has one written: containers.podman's did up to 1.16, but for an account that was named."""
+        """That of a new file, where the original has one written: containers.podman's did before 1.18.1, but for an account that was named."""
         new = self.mux_kind.dd or (hasattr(self, f'_{self.mux_kind.name}') and not self._play_context.remote_user)
         return 0o644 if new else None
 

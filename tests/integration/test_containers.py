@@ -60,8 +60,8 @@ def bindings_work(site: Site, box: Box) -> bool:
     return subprocess.run([site.ansible.parent / "python", "-c", program], capture_output=True, check=False).returncode == 0
 
 
-def until_1_16(kind: str) -> bool:
-    """Whether this is a plugin of containers.podman as it was up to 1.16: podman's cannot pipeline, and both give a file that they put another mode
+def before_1_18_1(kind: str) -> bool:
+    """Whether this is a plugin of containers.podman as it was before 1.18.1: podman's cannot pipeline, and both give a file that they put another mode
     than later ones and ours by its own name do."""
     namespace, collection, name = PLAIN[kind].split(".")
     source = Path(FOLDER, "ansible_collections", namespace, collection, "plugins", "connection", f"{name}.py")
@@ -121,7 +121,7 @@ def test_playbook(kind: str, through: str, site: Site, boxes: Boxes, plain_runs:
     box = box_of(boxes, kind)
     plugin, address = plain_of(site, box)
     stand_in = plugin != PLAIN[kind] or kind == "nspawn"
-    old = until_1_16(kind)
+    old = before_1_18_1(kind)
     more = {"same_environment": not stand_in, "pipelined": kind != "podman" or not old, "same_modes": through == "name" or not old}
     if through == "name" and kind == "nspawn":
         pytest.skip("plain Ansible has no connection plugin for it")

@@ -256,7 +256,7 @@ class _Started(BaseException):
     """In place of a process: the command line. No plugin catches it."""
 
 
-def _started(original: t.Any) -> list[str]:
+def _started(original: t.Any, **options: bool) -> list[str]:
     """The command line with which a plugin starts a command: of those that build it where they need it."""
 
     def popen(argv: list[bytes], **_: t.Any) -> t.NoReturn:
@@ -267,7 +267,7 @@ def _started(original: t.Any) -> list[str]:
         module = sys.modules[type(original).__module__]
         patch.setattr(module if hasattr(module, 'Popen') else subprocess, 'Popen', popen)
         with pytest.raises(_Started) as started:
-            original.exec_command('id')
+            original.exec_command('id', **options)
     return list(started.value.args[0])
 
 
@@ -283,9 +283,9 @@ def _theirs(original: t.Any, name: str) -> list[str]:
     if name.endswith('.chroot'):
         return [original.get_option('chroot_exe'), original.get_option('remote_addr')]
     if name.endswith('.podman'):
-        return [*(word for word in _started(original)[:-1] if word != '-i'), '-i']  # the newer ones have it where there is something to read
+        return [*(word for word in _started(original, sudoable=True)[:-1] if word != '-i'), '-i']  # the newer ones have it where there is something to read
     if name.endswith('.buildah'):
-        return [*_started(original)[:-1], '--']
+        return [*_started(original, sudoable=True)[:-1], '--']
     return [original.jexec_cmd, 'box']
 
 
@@ -305,3 +305,22 @@ def test_command_lines_are_the_originals(name: str, case: str, monkeypatch: pyte
     adopted = standins.adopt(original, name)
     assert isinstance(adopted, containers.ContainerConnection)
     assert sorted(shlex.split(words(adopted))) == sorted(theirs)
+
+
+@pytest.mark.usefixtures('ours')
+@pytest.mark.parametrize('sudoable', [False, True])
+@pytest.mark.parametrize('user', ['', 'app', 'root'])
+@pytest.mark.parametrize('kind', ['podman', 'buildah'])
+def test_accounts_are_the_originals(kind: str, user: str, sudoable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of buildah's plugins leave out who was named where a task may become somebody else."""
+    name = f'containers.podman.{kind}'
+    if not os.path.isdir(os.path.join(COLLECTIONS, 'ansible_collections', 'containers', 'podman')):
+        pytest.skip(f'{name} is not among the collections')
+    original = make(name, {'inventory_hostname': 'box', 'ansible_host': 'box', **({'ansible_user': user} if user else {})})
+    theirs = _started(original, sudoable=sudoable)
+    adopted = standins.adopt(original, name)
+    paths: list[t.Any] = []
+    monkeypatch.setattr(adopted, 'mux_steps', lambda path, *_: paths.append(path) or [(0, b'', b'')])
+    adopted.exec_command('id', sudoable=sudoable)
+    ours = [word.decode() for word in paths[0].hops[-1].container.argv]
+    assert ('--user' in ours) == ('--user' in theirs)
