@@ -130,9 +130,14 @@ def _options(kind: str, *names: str, **defaults: t.Any) -> Definitions:
     return found
 
 
+def _podmans(kind: str) -> Definitions:
+    """What podman's plugin and, since 1.18.1, buildah's have."""
+    extra_env = {'description': ['As the original plugin has it.'], 'type': 'dict', 'vars': [{'name': f'ansible_{kind}_extra_env'}]}
+    return {**_options(kind, f'{kind}_extra_args', f'{kind}_executable', 'working_directory'), 'extra_env_vars': extra_env}
+
+
 _PODMAN = {
-    **_options('podman', 'podman_extra_args', 'podman_executable', 'working_directory'),
-    'extra_env_vars': {'description': ['As the original plugin has it.'], 'type': 'dict', 'vars': [{'name': 'ansible_podman_extra_env'}]},
+    **_podmans('podman'),
     'privilege_escalation_method': {
         'description': ['As the original plugin has it.'],
         'choices': ['auto', 'sudo', 'su', 'none'],
@@ -165,21 +170,28 @@ def _docker(c: ContainerConnection) -> list[str]:
     return [*argv, '-i', c.mux_address()]
 
 
+def _podman_surroundings(c: ContainerConnection, folder_option: str) -> list[str]:
+    argv = []
+    for name, value in (c.mux_option('extra_env_vars') or {}).items():
+        argv += ['--env', f'{name}={value}']
+    if folder := c.mux_option('working_directory'):
+        argv += [folder_option, to_text(folder)]
+    return argv
+
+
 def _podman(c: ContainerConnection) -> list[str]:
     argv = [c.mux_program('podman', 'podman_executable'), *_words(c.mux_option('podman_extra_args')), 'exec', '-i']
     if user := c.mux_user():
         argv += ['--user', user]
-    for name, value in (c.mux_option('extra_env_vars') or {}).items():
-        argv += ['--env', f'{name}={value}']
-    if folder := c.mux_option('working_directory'):
-        argv += ['--workdir', to_text(folder)]
     before = {'sudo': ['sudo', '-n'], 'su': ['su', '-c', _ANY_WORDS, '--', 'root', 'sh']}
-    return [*argv, c.mux_address(), *before.get(str(c.mux_option('privilege_escalation_method')), [])]
+    return [*argv, *_podman_surroundings(c, '--workdir'), c.mux_address(), *before.get(str(c.mux_option('privilege_escalation_method')), [])]
 
 
 def _buildah(c: ContainerConnection) -> list[str]:
-    user = ['--user', c.mux_user()] if c.mux_user() not in ('', 'root') else []
-    return [c.mux_program('buildah'), 'run', *user, c.mux_address(), '--']
+    argv = [c.mux_program('buildah', 'buildah_executable'), *_words(c.mux_option('buildah_extra_args')), 'run']
+    if c.mux_user() not in ('', 'root'):
+        argv += ['--user', c.mux_user()]
+    return [*argv, *_podman_surroundings(c, '--workingdir'), c.mux_address(), '--']
 
 
 _KUBECTL = {
@@ -300,7 +312,7 @@ KINDS = {
             dd=True,
         ),
         Kind('podman', 'podman exec', _podman, _PODMAN, ('podman',), ('containers.podman.podman',), shell=False),
-        Kind('buildah', 'buildah run', _buildah, {}, ('buildah',), ('containers.podman.buildah',), shell=False),
+        Kind('buildah', 'buildah run', _buildah, _podmans('buildah'), ('buildah',), ('containers.podman.buildah',), shell=False),
         Kind(
             'kubectl',
             'kubectl exec',

@@ -58,8 +58,13 @@ CONTAINERS: dict[str, tuple[str, dict[str, t.Any], str]] = {
         {'ansible_podman_extra_env': {'A': 'b c'}, 'ansible_podman_working_directory': '/srv', 'ansible_podman_privilege_escalation': 'sudo'},
         "podman exec -i --env 'A=b c' --workdir /srv box sudo -n",
     ),
-    'podman by su': ('podman', {'ansible_podman_privilege_escalation': 'su'}, "podman exec -i box su -c 'exec \"$@\"' -- root sh"),
     'buildah': ('buildah', {'ansible_user': 'app'}, 'buildah run --user app box --'),
+    'buildah with all': (
+        'buildah',
+        {'ansible_buildah_extra_args': '--root "/a b"', 'ansible_buildah_extra_env': {'A': 'b c'}, 'ansible_buildah_working_directory': '/srv'},
+        "buildah --root '/a b' run --env 'A=b c' --workingdir /srv box --",
+    ),
+    'podman by su': ('podman', {'ansible_podman_privilege_escalation': 'su'}, "podman exec -i box su -c 'exec \"$@\"' -- root sh"),
     'kubectl': (
         'kubectl',
         {'ansible_kubectl_pod': 'pod', 'ansible_kubectl_namespace': 'ns', 'ansible_kubectl_container': 'c', 'ansible_kubectl_extra_args': '-v 1'},
@@ -247,8 +252,24 @@ ORIGINALS: dict[str, dict[str, dict[str, t.Any]]] = {
     'community.general.lxd': {'bare': {}, 'all': {'ansible_lxd_project': 'p', 'ansible_lxd_remote': 'far'}},
     'community.general.chroot': {'bare': {'ansible_host': '/'}},
     'community.general.jail': {'bare': {}},
-    'containers.podman.podman': {'bare': {}, 'all': {'ansible_user': 'app', 'ansible_podman_extra_args': '--root "/a b"'}},
-    'containers.podman.buildah': {'bare': {}, 'all': {'ansible_user': 'app'}},
+    'containers.podman.podman': {
+        'bare': {},
+        'all': {
+            'ansible_user': 'app',
+            'ansible_podman_extra_args': '--root "/a b"',
+            'ansible_podman_extra_env': {'A': 'b c'},
+            'ansible_podman_working_directory': '/srv',
+        },
+    },
+    'containers.podman.buildah': {
+        'bare': {},
+        'all': {
+            'ansible_user': 'app',
+            'ansible_buildah_extra_args': '--root "/a b"',
+            'ansible_buildah_extra_env': {'A': 'b c'},
+            'ansible_buildah_working_directory': '/srv',
+        },
+    },
 }
 
 
