@@ -25,6 +25,7 @@ from __future__ import absolute_import, division, print_function
 __metaclass__ = type
 
 import hashlib
+import io
 import json
 import os
 import stat
@@ -142,10 +143,12 @@ class Tree(object):
         known = new and self.usual is not None
         descriptor = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            with os.fdopen(descriptor, 'wb') as out:
-                self.source.part(out.write)
+            try:
+                self.source.part(lambda piece: write_all(descriptor, piece))
                 if known:
                     os.fchmod(descriptor, self.usual)
+            finally:
+                os.close(descriptor)
             if not (known and self.take_place(path)):
                 self.replace(path)
                 if new and self.learns:
@@ -230,7 +233,7 @@ def main():
         argument_spec=dict(dest=dict(type='path', required=True), directory_mode=dict(type='raw'), look=dict(type='bool', default=False)),
         add_file_common_args=True,
     )
-    source = Input(getattr(sys.stdin, 'buffer', sys.stdin))
+    source = Input(io.open(sys.stdin.fileno(), 'rb', CHUNK, closefd=False))
     tree = Tree(module, source)
     answers = []
     listing = []
@@ -253,6 +256,11 @@ def main():
         answers.append('leave')
     print(json.dumps(dict(changed='changed' in answers, answers=answers)))
     sys.exit(0)
+
+
+def write_all(descriptor, data):
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def give_up(*args, **kwargs):
