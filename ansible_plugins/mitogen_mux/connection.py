@@ -195,7 +195,7 @@ class MuxConnection(errands.Carrier):
         for question in questions:
             tokens[len(steps)] = question.token
             steps.append(self._mux_module_step(question.token))
-            steps[-1].guard.CopyFrom(jobs_pb2.Guard(step=len(steps) - 2, field='stat.checksum', value=json.dumps(question.checksum)))
+            steps[-1].guards.add(step=len(steps) - 2, field='stat.checksum', value=json.dumps(question.checksum))
         steps += errand.last
         wanted = 0
         while True:

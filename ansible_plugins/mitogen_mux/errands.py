@@ -175,7 +175,7 @@ class Errand:
             self.steps.append(file.step(as_login))
         if folder.passing and folder.files:
             guard = jobs_pb2.Guard(step=0, field='rc', value='0')
-            self.last = [jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, remove=True, as_login=as_login), guard=guard)]
+            self.last = [jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, remove=True, as_login=as_login), guards=[guard])]
 
 
 class Carrier:

@@ -314,7 +314,7 @@ class Agent(object):
     def enchain(self, stream, payload):
         """Puts a stream in its chain."""
         end = 2 + SHORT.unpack(payload[:2])[0] if len(payload) > 1 else 0
-        place = unpack(payload[2:end], range(1, 8))
+        place = unpack(payload[2:end], (1, 2, 3), (4,))
         number = int(place[1] or 0)
         if number not in self.chains:
             self.chains[number] = Chain(self, number, int(place[3] or 0))

@@ -27,14 +27,14 @@ def same(a, b):
 
 
 class Chain(object):
-    """So many streams. When all have come the first begins, and each other when the one before it has ended: if its guard says so or,
-    without a guard, if none before it has failed. What comes for a stream that has not begun is held."""
+    """So many streams. When all have come the first begins, and each other when the one before it has ended: if all its guards say so or,
+    without one, if none before it has failed. What comes for a stream that has not begun is held."""
 
     def __init__(self, agent, number, length):
         self.agent = agent
         self.number = number
         self.length = length
-        self.places = {}        # index: (stream, record, guard)
+        self.places = {}        # index: (stream, record, guards)
         self.next = 0
         self.current = None     # the stream under way
         self.failed = self.moving = False
@@ -42,15 +42,17 @@ class Chain(object):
 
     def add(self, stream, place, record):
         index = int(place[2] or 0)
-        if index >= self.length or index in self.places or (place[5] and int(place[4] or 0) >= index):
+        guards = [unpack(guard, (1, 2, 3, 4)) for guard in place[4]]
+        guards = [(int(guard[1] or 0), guard[2].decode('ascii'), json.loads(guard[3].decode('utf-8')), guard[4] == b'1') for guard in guards]
+        if index >= self.length or index in self.places or any(guard[0] >= index for guard in guards):
             raise Failure('bad-request', 'no such place in a chain')
-        guard = (int(place[4] or 0), place[5].decode('ascii'), json.loads(place[6].decode('utf-8')), place[7] == b'1') if place[5] else None
-        self.places[index] = stream, record, guard
+        self.places[index] = stream, record, guards
         stream.chain, stream.held = self, []
         if len(self.places) == self.length:
-            for _, _, guard in self.places.values():
-                if guard and guard[1] != 'rc':
-                    self.places[guard[0]][0].printed = []
+            for _, _, guards in self.places.values():
+                for guard in guards:
+                    if guard[1] != 'rc':
+                        self.places[guard[0]][0].printed = []
             self.look()
             self.move()
 
@@ -71,12 +73,12 @@ class Chain(object):
             return
         self.moving = True
         while self.current is None and self.next < self.length and not self.agent.lost:
-            stream, record, guard = self.places[self.next]
+            stream, record, guards = self.places[self.next]
             self.next += 1
             if stream.done:
                 continue    # cancelled while it waited
             self.current = stream
-            if self.allows(guard):
+            if all(self.allows(guard) for guard in guards) if guards else not self.failed:
                 self.agent.guard(stream, stream.begin, record)
             else:
                 stream.abort('skipped')
@@ -86,8 +88,6 @@ class Chain(object):
 
     def allows(self, guard):
         """As internal/moduleexec/guard.go: what is not known allows nothing."""
-        if guard is None:
-            return not self.failed
         index, field, value, unequal = guard
         if index not in self.outcomes:
             return False

@@ -24,12 +24,12 @@ type Chain struct {
 // the streams of the others.
 func NewChain(length int) *Chain { return &Chain{length: length} }
 
-// Chained is a request with its place in a chain. Without a guard it is begun if no other before it has failed.
+// Chained is a request with its place in a chain. It is begun if all its guards say so or, without any, if no other before it has failed.
 type Chained struct {
 	Request
-	Chain *Chain
-	Index int
-	Guard *Guard
+	Chain  *Chain
+	Index  int
+	Guards []Guard
 }
 
 // Guard lets a chained request begin only if a field of an earlier one's outcome has a value: moduleexec.Guard says how.
@@ -50,11 +50,13 @@ func (c Chained) fields(r *record) {
 	place.putUint(1, uint64(c.Chain.id))
 	place.putUint(2, uint64(c.Index))        //nolint:gosec // never negative
 	place.putUint(3, uint64(c.Chain.length)) //nolint:gosec // never negative
-	if c.Guard != nil {
-		place.putUint(4, uint64(c.Guard.Index)) //nolint:gosec // never negative
-		place.putBytes(5, []byte(c.Guard.Field))
-		place.putBytes(6, c.Guard.Value)
-		place.putBool(7, c.Guard.Unequal)
+	for _, g := range c.Guards {
+		guard := record{}
+		guard.putUint(1, uint64(g.Index)) //nolint:gosec // never negative
+		guard.putBytes(2, []byte(g.Field))
+		guard.putBytes(3, g.Value)
+		guard.putBool(4, g.Unequal)
+		place.put(4, guard.bytes)
 	}
 	r.bytes = binary.BigEndian.AppendUint16(r.bytes, uint16(len(place.bytes))) //nolint:gosec // maxPlace
 	r.bytes = append(r.bytes, place.bytes...)
@@ -68,16 +70,19 @@ func decodeChained(payload []byte) (Request, error) {
 	}
 	end := 3 + int(binary.BigEndian.Uint16(payload[1:]))
 	c := Chained{Chain: &Chain{}}
-	var guard Guard
+	var guards [][]byte
 	err := schema{
-		1: asUint(&c.Chain.id, maxCount), 2: asUint(&c.Index, maxChain), 3: asUint(&c.Chain.length, maxChain), 4: asUint(&guard.Index, maxChain),
-		5: asString(&guard.Field), 6: asBytes(&guard.Value), 7: asBool(&guard.Unequal),
+		1: asUint(&c.Chain.id, maxCount), 2: asUint(&c.Index, maxChain), 3: asUint(&c.Chain.length, maxChain), 4: asList(&guards),
 	}.read(payload[3:end])
+	for _, b := range guards {
+		var g Guard
+		if err == nil {
+			err = schema{1: asUint(&g.Index, maxChain), 2: asString(&g.Field), 3: asBytes(&g.Value), 4: asBool(&g.Unequal)}.read(b)
+		}
+		c.Guards = append(c.Guards, g)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot read OPEN: %w", err)
-	}
-	if guard.Field != "" {
-		c.Guard = &guard
 	}
 	c.Request, err = DecodeRequest(append([]byte{payload[0] &^ byte(chained)}, payload[end:]...))
 	return c, err

@@ -18,7 +18,7 @@ func TestChain(t *testing.T) {
 	before := l.Stats()
 	path := filepath.Join(t.TempDir(), "folder")
 	chain := agent.NewChain(3)
-	guard := &agent.Guard{Index: 0, Field: "rc", Value: []byte("0")}
+	guards := []agent.Guard{{Index: 0, Field: "rc", Value: []byte("0")}}
 	streams := make([]*agent.Stream, 3)
 	for _, i := range []int{2, 1, 0} {
 		if sent := l.Stats().SentBytes; sent != before.SentBytes {
@@ -26,7 +26,7 @@ func TestChain(t *testing.T) {
 		}
 		c := agent.Chained{Chain: chain, Index: i, Request: agent.Folder{Path: []byte(path), Remove: i == 2}}
 		if i == 2 {
-			c.Guard = guard
+			c.Guards = guards
 		}
 		s, err := l.Open(t.Context(), c)
 		if err != nil {

@@ -89,7 +89,7 @@ func goldenMessages() []goldenMessage {
 		{"open-chained", down, Frame{TypeOpen, 16, nil}, Chained{Request: Folder{Path: []byte("/a")}, Chain: &Chain{id: 1, length: 2}}},
 		{"open-chained-guard", down, Frame{TypeOpen, 17, nil}, Chained{
 			Request: Module{Manifest: sum, Params: []byte(`{}`), Name: "file"}, Chain: &Chain{id: 2, length: 3}, Index: 2,
-			Guard: &Guard{Index: 1, Field: "stat.checksum", Value: []byte(`"ab"`), Unequal: true},
+			Guards: []Guard{{Index: 1, Field: "stat.checksum", Value: []byte(`"ab"`), Unequal: true}, {Index: 0, Field: "rc", Value: []byte("0")}},
 		}},
 		{"data", down, Frame{TypeData, 1, []byte("to stdin\x00\xff")}, nil},
 		{"data-up", up, Frame{TypeData, 1, []byte("from stdout\x00\xff")}, nil},

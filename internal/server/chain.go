@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
@@ -25,7 +26,7 @@ func (r *request) chainFrom(i int) int {
 	for _, s := range r.steps[i:] {
 		alone := s.command != nil && (s.command.hasBody || s.command.remember || s.command.command.TTY)
 		alone = alone || s.ticket != nil || (s.module != nil && len(s.module.module.Params) > maxChainedParams)
-		if alone || (s.guard != nil && s.guard.step < i) {
+		if alone || slices.ContainsFunc(s.guards, func(g guard) bool { return g.step < i }) {
 			break
 		}
 		n++
@@ -103,8 +104,8 @@ func (r *request) tryChain(parent context.Context, first, n int) error {
 				defer started()
 				opened := false
 				node := chainedNode{Node: r.node, place: agent.Chained{Chain: chain, Index: k}, opened: func() { opened = true; started() }}
-				if guard := r.steps[first+k].guard; guard != nil {
-					node.place.Guard = &agent.Guard{Index: guard.step - first, Field: guard.Field, Value: guard.Value, Unequal: guard.Unequal}
+				for _, g := range r.steps[first+k].guards {
+					node.place.Guards = append(node.place.Guards, agent.Guard{Index: g.step - first, Field: g.Field, Value: g.Value, Unequal: g.Unequal})
 				}
 				var before *link
 				if k > 0 {

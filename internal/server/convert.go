@@ -18,12 +18,13 @@ const (
 	maxWords     = 8192
 	maxVariables = 8192
 	maxShort     = 4096 // names, users, files
+	maxGuards    = 16   // of a step
 	maxBodyPart  = 128 << 10
 )
 
 // step is a muxv1.Step as a value: one of module, command, put, get, folder and ticket is set.
 type step struct {
-	guard   *guard
+	guards  []guard // all of them must say so; none: no earlier step has failed
 	module  *moduleStep
 	command *commandStep
 	put     *putStep
@@ -206,8 +207,8 @@ func toSteps(in []*muxv1.Step) ([]step, error) {
 	steps := make([]step, 0, len(in))
 	for i, s := range in {
 		out, err := toStep(s)
-		if err == nil && s.GetGuard() != nil {
-			out.guard, err = toGuard(s.GetGuard(), i)
+		if err == nil {
+			out.guards, err = toGuards(s.GetGuards(), i)
 		}
 		if err != nil {
 			return nil, invalid("step %d: %s", i, err)
@@ -245,16 +246,23 @@ func toStep(s *muxv1.Step) (out step, err error) {
 	return out, err
 }
 
-func toGuard(g *muxv1.Guard, at int) (*guard, error) {
-	if int64(g.GetStep()) >= int64(at) {
-		return nil, invalid("its guard looks at step %d, which is not an earlier one", g.GetStep())
+func toGuards(in []*muxv1.Guard, at int) ([]guard, error) {
+	if len(in) > maxGuards {
+		return nil, invalid("%d guards: at most %d are allowed", len(in), maxGuards)
 	}
-	out := &guard{
-		Guard: moduleexec.Guard{Field: g.GetField(), Value: []byte(g.GetValue()), Unequal: g.GetUnequal()},
-		step:  int(g.GetStep()),
-	}
-	if err := out.Validate(); err != nil {
-		return nil, invalid("%s", err)
+	out := make([]guard, 0, len(in))
+	for _, g := range in {
+		if int64(g.GetStep()) >= int64(at) {
+			return nil, invalid("its guard looks at step %d, which is not an earlier one", g.GetStep())
+		}
+		guard := guard{
+			Guard: moduleexec.Guard{Field: g.GetField(), Value: []byte(g.GetValue()), Unequal: g.GetUnequal()},
+			step:  int(g.GetStep()),
+		}
+		if err := guard.Validate(); err != nil {
+			return nil, invalid("%s", err)
+		}
+		out = append(out, guard)
 	}
 	return out, nil
 }

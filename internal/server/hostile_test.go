@@ -24,9 +24,9 @@ func TestHostileRequests(t *testing.T) {
 	become := func(h *muxv1.BecomeHop) *muxv1.Path {
 		return &muxv1.Path{Hops: append(sshPath().GetHops(), &muxv1.Hop{Method: &muxv1.Hop_Become{Become: h}})}
 	}
-	guarded := func(g *muxv1.Guard) []*muxv1.Step {
+	guarded := func(guards ...*muxv1.Guard) []*muxv1.Step {
 		s := shell1("true")
-		s.Guard = g
+		s.Guards = guards
 		return []*muxv1.Step{shell1("true"), s}
 	}
 	command := func(change func(*muxv1.Command)) []*muxv1.Step {
@@ -99,6 +99,8 @@ func TestHostileRequests(t *testing.T) {
 		"guard on itself":     {func(r *muxv1.Request) { r.Steps = guarded(&muxv1.Guard{Step: 1, Field: "rc", Value: "0"}) }, "step 1: its guard looks at step 1"},
 		"guard, far away":     {func(r *muxv1.Request) { r.Steps = guarded(&muxv1.Guard{Step: 1 << 31, Field: "rc", Value: "0"}) }, "not an earlier one"},
 		"guard without field": {func(r *muxv1.Request) { r.Steps = guarded(&muxv1.Guard{Value: "0"}) }, "names no field"},
+		"many guards":         {func(r *muxv1.Request) { r.Steps = guarded(make([]*muxv1.Guard, maxGuards+1)...) }, "17 guards"},
+		"a second guard":      {func(r *muxv1.Request) { r.Steps = guarded(&muxv1.Guard{Field: "rc", Value: "0"}, &muxv1.Guard{}) }, "names no field"},
 		"guard without JSON":  {func(r *muxv1.Request) { r.Steps = guarded(&muxv1.Guard{Field: "rc", Value: "zero"}) }, "not JSON"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -133,7 +135,7 @@ func TestStreamWithoutRequest(t *testing.T) {
 	if _, err := d.ask(t, &muxv1.Request{Run: "none"}); FaultOf(err).Kind != 22 || status.Code(err) != codes.FailedPrecondition {
 		t.Errorf("no run: %v", err)
 	}
-	large := d.request(t, tiny(strings.Repeat("x", maxMessage), nil))
+	large := d.request(t, tiny(strings.Repeat("x", maxMessage)))
 	if _, err := d.ask(t, large); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a message over the limit: %v", err)
 	}

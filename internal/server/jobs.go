@@ -153,8 +153,10 @@ func (r *request) pin() error {
 	r.payloads = make([]*moduleexec.Pinned, len(r.steps))
 	r.watched = make([]bool, len(r.steps))
 	for i, s := range r.steps {
-		if s.guard != nil && s.guard.NeedsStdout() {
-			r.watched[s.guard.step] = true
+		for _, g := range s.guards {
+			if g.NeedsStdout() {
+				r.watched[g.step] = true
+			}
 		}
 		if s.module == nil {
 			continue
@@ -183,10 +185,10 @@ func (r *request) runSteps(ctx context.Context) error {
 		}
 		n = 1
 		s := r.steps[i]
-		if s.guard == nil && failed != nil {
+		if len(s.guards) == 0 && failed != nil {
 			continue
 		}
-		if s.guard != nil && !s.guard.Allows(r.outcomes[s.guard.step]) {
+		if !r.allowed(s) {
 			if failed == nil {
 				if err := r.reply(&muxv1.StepResult{Step: uint32(i), Skipped: true}); err != nil {
 					return err
@@ -209,6 +211,16 @@ func (r *request) runSteps(ctx context.Context) error {
 		}
 	}
 	return failed
+}
+
+// allowed reports whether all guards of a step say so.
+func (r *request) allowed(s step) bool {
+	for _, g := range s.guards {
+		if !g.Allows(r.outcomes[g.step]) {
+			return false
+		}
+	}
+	return true
 }
 
 func (r *request) reply(result *muxv1.StepResult) error {

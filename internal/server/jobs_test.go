@@ -68,16 +68,16 @@ func (d *daemon) upload(t *testing.T, key string, inputs ...*muxv1.OfferRequest_
 	return len(offer.GetMissing())
 }
 
-func tiny(params string, guard *muxv1.Guard) *muxv1.Step {
+func tiny(params string, guards ...*muxv1.Guard) *muxv1.Step {
 	module := &muxv1.Module{Payload: []byte("tiny"), Params: []byte(params), Name: "tiny"}
-	return &muxv1.Step{Action: &muxv1.Step_Module{Module: module}, Guard: guard}
+	return &muxv1.Step{Action: &muxv1.Step_Module{Module: module}, Guards: guards}
 }
 
 func TestModule(t *testing.T) {
 	node := newAgentNode(t)
 	d := start(t, node)
 	marker := filepath.Join(t.TempDir(), "shadow.py")
-	request := d.request(t, shell1("echo ran >"+marker), tiny(`{"a": 1}`, nil))
+	request := d.request(t, shell1("echo ran >"+marker), tiny(`{"a": 1}`))
 	_, err := d.ask(t, request)
 	if e := FaultOf(err); e.Kind != fault.PayloadWanted || e.Step != 1 || status.Code(err) != codes.FailedPrecondition {
 		t.Fatalf("got %v", err)
@@ -153,7 +153,7 @@ func TestStaleAgent(t *testing.T) {
 		})
 		d := start(t, node)
 		d.upload(t, "tiny")
-		a, err := d.ask(t, d.request(t, tiny("{}", nil), tiny("{}", &muxv1.Guard{Field: "rc", Value: "1"})))
+		a, err := d.ask(t, d.request(t, tiny("{}"), tiny("{}", &muxv1.Guard{Field: "rc", Value: "1"})))
 		if e := FaultOf(err); (want == 0) != (err == nil) || (err != nil && e.Kind != want) {
 			t.Errorf("stale %d times: %v", times, err)
 		}
@@ -171,7 +171,7 @@ func TestModuleWithLargeParams(t *testing.T) {
 	d := start(t, newAgentNode(t))
 	d.upload(t, "tiny")
 	params := `{"a": "` + strings.Repeat("x", 1<<20) + `"}`
-	a, err := d.ask(t, d.request(t, tiny(params, nil)))
+	a, err := d.ask(t, d.request(t, tiny(params)))
 	if err != nil || a.stdout[0] != params+"\n" {
 		t.Errorf("%d bytes came back, %v", len(a.stdout[0]), err)
 	}
@@ -223,7 +223,7 @@ func TestStdinThatIsLeft(t *testing.T) {
 	for _, s := range []*muxv1.Step{left, skipped, read} {
 		s.GetCommand().HasBody = true
 	}
-	skipped.Guard = &muxv1.Guard{Field: "rc", Value: "0"}
+	skipped.Guards = []*muxv1.Guard{{Field: "rc", Value: "0"}}
 	var bodies []*muxv1.Body
 	for step := range uint32(3) {
 		for i := range 20 {
@@ -384,7 +384,12 @@ func TestGuards(t *testing.T) {
 	missing := &muxv1.Step{Action: &muxv1.Step_Get{Get: &muxv1.Get{Source: []byte("/none"), Path: filepath.Join(t.TempDir(), "none")}}}
 	guarded := func(step uint32, field, value string, unequal bool) *muxv1.Step {
 		s := shell1("echo guarded")
-		s.Guard = &muxv1.Guard{Step: step, Field: field, Value: value, Unequal: unequal}
+		s.Guards = []*muxv1.Guard{{Step: step, Field: field, Value: value, Unequal: unequal}}
+		return s
+	}
+	both := func(one uint32, rc string, other uint32, otherRC string) *muxv1.Step {
+		s := guarded(one, "rc", rc, false)
+		s.Guards = append(s.Guards, &muxv1.Guard{Step: other, Field: "rc", Value: otherRC})
 		return s
 	}
 	big := `{"a": "` + strings.Repeat("x", 2<<20) + `", "b": 1}`
@@ -397,13 +402,16 @@ func TestGuards(t *testing.T) {
 		"none":                       {[]*muxv1.Step{ok, no, ok}, "rrr", 0, 0},
 		"rc equal":                   {[]*muxv1.Step{no, guarded(0, "rc", "4", false)}, "rr", 0, 0},
 		"rc not equal":               {[]*muxv1.Step{no, guarded(0, "rc", "4", true), ok}, "rsr", 0, 0},
-		"field equal":                {[]*muxv1.Step{tiny(`{"a": {"b": "x"}}`, nil), guarded(0, "a.b", `"x"`, false)}, "rr", 0, 0},
-		"field not equal":            {[]*muxv1.Step{tiny(`{"a": {"b": "x"}}`, nil), guarded(0, "a.b", `"y"`, false)}, "rs", 0, 0},
-		"field missing":              {[]*muxv1.Step{tiny(`{"a": 1}`, nil), guarded(0, "b", `1`, true)}, "rr", 0, 0},
+		"field equal":                {[]*muxv1.Step{tiny(`{"a": {"b": "x"}}`), guarded(0, "a.b", `"x"`, false)}, "rr", 0, 0},
+		"field not equal":            {[]*muxv1.Step{tiny(`{"a": {"b": "x"}}`), guarded(0, "a.b", `"y"`, false)}, "rs", 0, 0},
+		"field missing":              {[]*muxv1.Step{tiny(`{"a": 1}`), guarded(0, "b", `1`, true)}, "rr", 0, 0},
 		"no object":                  {[]*muxv1.Step{ok, guarded(0, "a", `1`, true), guarded(0, "a", `1`, false)}, "rss", 0, 0},
-		"too much output":            {[]*muxv1.Step{tiny(big, nil), guarded(0, "b", `1`, false)}, "rs", 0, 0},
+		"too much output":            {[]*muxv1.Step{tiny(big), guarded(0, "b", `1`, false)}, "rs", 0, 0},
 		"earlier, not last":          {[]*muxv1.Step{no, ok, guarded(0, "rc", "4", false)}, "rrr", 0, 0},
 		"on a skipped one":           {[]*muxv1.Step{no, guarded(0, "rc", "0", false), guarded(1, "rc", "0", false), guarded(1, "rc", "0", true)}, "rsss", 0, 0},
+		"two, one says no":           {[]*muxv1.Step{no, ok, both(0, "4", 1, "1")}, "rrs", 0, 0},
+		"two, both say yes":          {[]*muxv1.Step{no, ok, both(0, "4", 1, "0")}, "rrr", 0, 0},
+		"two, the first says no":     {[]*muxv1.Step{no, ok, both(0, "0", 1, "0")}, "rrs", 0, 0},
 		"module":                     {[]*muxv1.Step{ok, tiny("{}", &muxv1.Guard{Field: "rc", Value: "0"})}, "rr", 0, 0},
 		"error":                      {[]*muxv1.Step{ok, missing, ok}, "r", fault.FileNotFound, 1},
 		"guarded after an error":     {[]*muxv1.Step{no, missing, ok, guarded(0, "rc", "4", false)}, "rr", fault.FileNotFound, 1},
@@ -471,7 +479,7 @@ func TestLogs(t *testing.T) {
 func TestConcurrentRequests(t *testing.T) {
 	d := start(t, newAgentNode(t))
 	d.upload(t, "tiny")
-	request := d.request(t, tiny(`{"a": 1}`, nil), shell1("cat /dev/null; echo x"))
+	request := d.request(t, tiny(`{"a": 1}`), shell1("cat /dev/null; echo x"))
 	var bad atomic.Int32
 	done := make(chan struct{})
 	for range 20 {
@@ -513,7 +521,7 @@ func TestParamsAreJSONOnItsWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := d.ask(t, d.request(t, tiny(string(params), nil)))
+	a, err := d.ask(t, d.request(t, tiny(string(params))))
 	if err != nil || a.stdout[0] != string(params)+"\n" {
 		t.Errorf("%q, %v", a.stdout[0], err)
 	}

@@ -176,13 +176,13 @@ class Agent:
         return self.last
 
     def chain(self, *links):
-        """Opens streams as one chain: (kind, fields) or (kind, fields, guard), a guard as (index, field, JSON, unequal)."""
+        """Opens streams as one chain: (kind, fields) or (kind, fields, guard, …), a guard as (index, field, JSON, unequal)."""
         self.chains += 1
         streams = []
-        for index, (kind, fields, *guard) in enumerate(links):
+        for index, (kind, fields, *guards) in enumerate(links):
             place = [(1, b'%d' % self.chains), (2, b'%d' % index), (3, b'%d' % len(links))]
-            if guard:
-                place += list(zip((4, 5, 6, 7), (b'%d' % guard[0][0], *guard[0][1:3], b'1' if guard[0][3] else b'0')))
+            for at, field, value, unequal in guards:
+                place.append((4, record((1, b'%d' % at), (2, field), (3, value), (4, b'1' if unequal else b'0'))))
             self.last += 1
             streams.append(self.last)
             self.streams[self.last] = Result()

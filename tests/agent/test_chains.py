@@ -94,6 +94,15 @@ def test_guards(agent, out, field, value, equal, unequal):
     assert failures(agent, streams) == ['', '' if equal != unequal else 'skipped', '']
 
 
+@pytest.mark.parametrize(('said', 'begins'), [(b'00', True), (b'01', False), (b'10', False), (b'11', False)])
+def test_all_guards_have_to_say_so(agent, said, begins):
+    guards = [(at, b'rc', b'0', False) for at in range(2)]
+    streams = agent.chain(say(b'', int(said[:1])), say(b'', int(said[1:])), (*say(b'x'), *guards))
+    for stream in streams:
+        agent.send(END, stream)
+    assert failures(agent, streams) == ['', '', '' if begins else 'skipped']
+
+
 @pytest.mark.parametrize('out', [b'', b'no object', b'{broken', b'[1]', b'{"a": "' + b'x' * WINDOW + b'"}'], ids=['empty', 'text', 'broken', 'list', 'long'])
 def test_what_is_not_known_allows_nothing(agent, out):
     streams = agent.chain(

@@ -71,7 +71,7 @@ class FakeSession:
                 raise RpcError(9, 'payload wanted', error_pb2.Error(kind=error_pb2.Error.PAYLOAD_WANTED, step=number))
         answers: list[tuple[int, bytes] | None] = []
         for number, step in enumerate(request.steps):
-            if step.HasField('guard') and not allows(step.guard, answers):
+            if not all(allows(guard, answers) for guard in step.guards):
                 answers.append(None)
                 yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, skipped=True))
                 continue

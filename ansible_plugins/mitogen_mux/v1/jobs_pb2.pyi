@@ -38,22 +38,22 @@ class Request(_message.Message):
     def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("module", "command", "put", "get", "folder", "ticket", "guard")
+    __slots__ = ("module", "command", "put", "get", "folder", "ticket", "guards")
     MODULE_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     PUT_FIELD_NUMBER: _ClassVar[int]
     GET_FIELD_NUMBER: _ClassVar[int]
     FOLDER_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
-    GUARD_FIELD_NUMBER: _ClassVar[int]
+    GUARDS_FIELD_NUMBER: _ClassVar[int]
     module: Module
     command: Command
     put: Put
     get: Get
     folder: Folder
     ticket: Ticket
-    guard: Guard
-    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., put: _Optional[_Union[Put, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., folder: _Optional[_Union[Folder, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
+    guards: _containers.RepeatedCompositeFieldContainer[Guard]
+    def __init__(self, module: _Optional[_Union[Module, _Mapping]] = ..., command: _Optional[_Union[Command, _Mapping]] = ..., put: _Optional[_Union[Put, _Mapping]] = ..., get: _Optional[_Union[Get, _Mapping]] = ..., folder: _Optional[_Union[Folder, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., guards: _Optional[_Iterable[_Union[Guard, _Mapping]]] = ...) -> None: ...
 
 class Guard(_message.Message):
     __slots__ = ("step", "field", "value", "unequal")

@@ -301,8 +301,8 @@ type Step struct {
 	//	*Step_Folder
 	//	*Step_Ticket
 	Action isStep_Action `protobuf_oneof:"action"`
-	// Absent: the step runs if every step before it was run or skipped without an Error.
-	Guard         *Guard `protobuf:"bytes,15,opt,name=guard,proto3" json:"guard,omitempty"`
+	// None: the step runs if every step before it was run or skipped without an Error. Otherwise it runs if all of them say so.
+	Guards        []*Guard `protobuf:"bytes,15,rep,name=guards,proto3" json:"guards,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,9 +398,9 @@ func (x *Step) GetTicket() *Ticket {
 	return nil
 }
 
-func (x *Step) GetGuard() *Guard {
+func (x *Step) GetGuards() []*Guard {
 	if x != nil {
-		return x.Guard
+		return x.Guards
 	}
 	return nil
 }
@@ -1752,15 +1752,15 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12(\n" +
 	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12*\n" +
-	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xda\x02\n" +
+	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xdc\x02\n" +
 	"\x04Step\x120\n" +
 	"\x06module\x18\x01 \x01(\v2\x16.mitogen_mux.v1.ModuleH\x00R\x06module\x123\n" +
 	"\acommand\x18\x02 \x01(\v2\x17.mitogen_mux.v1.CommandH\x00R\acommand\x12'\n" +
 	"\x03put\x18\x03 \x01(\v2\x13.mitogen_mux.v1.PutH\x00R\x03put\x12'\n" +
 	"\x03get\x18\x04 \x01(\v2\x13.mitogen_mux.v1.GetH\x00R\x03get\x120\n" +
 	"\x06folder\x18\x05 \x01(\v2\x16.mitogen_mux.v1.FolderH\x00R\x06folder\x120\n" +
-	"\x06ticket\x18\x06 \x01(\v2\x16.mitogen_mux.v1.TicketH\x00R\x06ticket\x12+\n" +
-	"\x05guard\x18\x0f \x01(\v2\x15.mitogen_mux.v1.GuardR\x05guardB\b\n" +
+	"\x06ticket\x18\x06 \x01(\v2\x16.mitogen_mux.v1.TicketH\x00R\x06ticket\x12-\n" +
+	"\x06guards\x18\x0f \x03(\v2\x15.mitogen_mux.v1.GuardR\x06guardsB\b\n" +
 	"\x06action\"a\n" +
 	"\x05Guard\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x14\n" +
@@ -1912,7 +1912,7 @@ var file_mitogen_mux_v1_jobs_proto_depIdxs = []int32{
 	12, // 7: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
 	13, // 8: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
 	14, // 9: mitogen_mux.v1.Step.ticket:type_name -> mitogen_mux.v1.Ticket
-	5,  // 10: mitogen_mux.v1.Step.guard:type_name -> mitogen_mux.v1.Guard
+	5,  // 10: mitogen_mux.v1.Step.guards:type_name -> mitogen_mux.v1.Guard
 	10, // 11: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
 	9,  // 12: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
 	9,  // 13: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
