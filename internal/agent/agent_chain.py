@@ -47,14 +47,19 @@ class Chain(object):
         if index >= self.length or index in self.places or any(guard[0] >= index for guard in guards):
             raise Failure('bad-request', 'no such place in a chain')
         self.places[index] = stream, record, guards
-        stream.chain, stream.held = self, []
-        if len(self.places) == self.length:
+        stream.chain = self
+        stream.enchained(record)
+        if self.whole():
             for _, _, guards in self.places.values():
                 for guard in guards:
                     if guard[1] != 'rc':
                         self.places[guard[0]][0].printed = []
             self.look()
             self.move()
+
+    def whole(self):
+        """Whether all have come."""
+        return len(self.places) == self.length
 
     def look(self):
         """With a module in it, nothing begins if the agent is stale."""
@@ -69,7 +74,7 @@ class Chain(object):
 
     def move(self):
         """Begins what is next, until something takes its time."""
-        if self.moving or len(self.places) < self.length:
+        if self.moving or not self.whole():
             return
         self.moving = True
         while self.current is None and self.next < self.length and not self.agent.lost:

@@ -188,6 +188,10 @@ class Stream(object):
     def start(self, record):
         raise NotImplementedError
 
+    def enchained(self, record):
+        """It waits for its turn in a chain."""
+        self.held = []
+
     def begin(self, record):
         """Its turn in a chain has come."""
         held, self.held = self.held, None
@@ -311,6 +315,17 @@ class Acting(object):
 
 class Folder(Stream):
     """A folder for what an action needs on its way: made, or removed with all that is in it."""
+
+    removes = False     # it waits to do so
+
+    def enchained(self, record):
+        Stream.enchained(self, record)
+        self.removes = unpack(record, (1, 2, 3))[2] == b'1'
+
+    def frame(self, kind, payload):
+        if kind == CANCEL and self.removes and self.chain.whole():
+            return      # in its turn: what the chain has made does not stay because nobody waits for it any more
+        Stream.frame(self, kind, payload)
 
     def start(self, record):
         fields = unpack(record, (1, 2, 3))

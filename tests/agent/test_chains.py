@@ -65,6 +65,16 @@ def test_nothing_begins_before_all_have_come(agent, tmp_path):
     assert not (tmp_path / 'x').exists()
 
 
+def test_a_removal_whose_chain_is_not_whole_can_be_cancelled(agent, tmp_path):
+    place = record((1, b'1'), (3, b'2'))
+    agent.last = 1
+    agent.streams[1] = Result()
+    agent.send(OPEN, 1, bytes([FOLDER | 128]) + struct.pack('>H', len(place)) + place + record(*folder(tmp_path, REMOVE)[1]))
+    agent.send(CANCEL, 1)
+    assert agent.result(1).failure == 'cancelled'
+    assert tmp_path.exists()
+
+
 PRINTED = b'{"stat": {"checksum": "ab", "exists": true, "n": 1}, "l": [1, {"x": null}]}'
 
 
@@ -153,6 +163,28 @@ def test_cancelled_while_it_runs(agent, tmp_path):
     agent.send(CANCEL, streams[1])
     assert failures(agent, streams) == ['', 'cancelled', '']
     assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize('order', [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0)], ids=['first to last', 'last to first'])
+def test_what_a_chain_has_made_goes_though_all_of_it_is_cancelled(agent, tmp_path, order):
+    links = [folder(tmp_path / 'x'), put(tmp_path / 'x' / 'f', b''), (COMMAND, [(1, b'sleep'), (1, b'1000')]), say(b'y')]
+    streams = agent.chain(*links, (*folder(tmp_path / 'x', REMOVE), (0, b'rc', b'0', False)))
+    agent.send(END, streams[1])
+    agent.result(streams[1])
+    for n in order:
+        agent.send(CANCEL, streams[n])
+    assert failures(agent, streams) == ['', '', 'cancelled', 'cancelled' if order[0] else 'skipped', '']
+    assert os.listdir(str(tmp_path)) == []
+
+
+def test_nothing_is_removed_that_the_chain_has_not_made(agent, tmp_path):
+    (tmp_path / 'x').mkdir()
+    guard = (1, b'rc', b'0', False)
+    streams = agent.chain((COMMAND, [(1, b'sleep'), (1, b'1000')]), folder(tmp_path / 'x'), (*folder(tmp_path / 'x', REMOVE), guard))
+    for stream in reversed(streams):
+        agent.send(CANCEL, stream)
+    assert failures(agent, streams) == ['cancelled', 'cancelled', 'skipped']
+    assert os.listdir(str(tmp_path)) == ['x']
 
 
 @pytest.mark.parametrize('places', [[(0, 2), (0, 2)], [(2, 2)], [(0, 2), (1, 3)]], ids=['twice', 'too far', 'another length'])

@@ -67,6 +67,36 @@ def test_a_timeout_frees_the_account(stage: Site) -> None:
     harness.until(lambda: not sleepers(word), 10, "the group is gone")
 
 
+@pytest.mark.parametrize("become", [False, True], ids=["login", "become"])
+@pytest.mark.parametrize("how", ["timeout", "SIGKILL", "Ctrl-C", "cut"])
+def test_nothing_is_left_of_a_copy_that_is_ended(stage: Site, how: str, become: bool) -> None:
+    """In the middle of the module, which asks for the file's own folder to be there: the agent, which lives on, removes that."""
+    word = f"75.{os.getpid() % 1000}"
+    base, dest = Path(stage.login.home, ".ansible/tmp"), stage.work / "ended" / "file"
+    stage.clean(["ended"])
+    task = {"copy": {"content": "new", "dest": str(dest), "validate": f"sh -c 'sleep {word}; true' %s"}, "become": become, "ignore_errors": True}
+    with stage.files({"h": stage.host_vars(OURS, stage.login)}, play(HELLO, {**task, **({"timeout": 8} if how == "timeout" else {})}, HELLO)) as directory:
+        process = stage.start(OURS, directory)
+        harness.until(lambda: sleepers(word) or process.poll() is not None, 60, "the task has begun")
+        assert sleepers(word) and list(base.glob("ansible-tmp-*")), stage.result(process, directory).said()
+        if how == "SIGKILL":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif how == "Ctrl-C":
+            press(process, signal.SIGINT)
+        elif how == "cut":
+            cut(stage)
+            harness.end(sleepers(word))
+        run = stage.result(process, directory)
+    harness.until(lambda: not sleepers(word), 20, "the job is gone")
+    harness.until(lambda: not list(base.glob("ansible-tmp-*")), 20, "and so is the folder")
+    if how == "timeout":
+        assert statuses(run, "h") == ["ok", "failed", "ok"], run.said()
+    if how == "cut":
+        assert statuses(run, "h")[:2] == ["ok", "unreachable"], run.said()
+    else:
+        assert not dest.exists()
+
+
 TOGETHER = """
 : >started.$$; : >running.$$
 ls | grep -c running >>seen
