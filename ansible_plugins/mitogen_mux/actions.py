@@ -153,7 +153,7 @@ def _copy_file(original: t.Callable[..., t.Any], ours: Ours) -> t.Callable[..., 
         stat = self._execute_remote_stat
 
         def execute_remote_stat(*stat_args: t.Any, **stat_kwargs: t.Any) -> dict[str, t.Any]:
-            connection.mux_rehearse(lambda: rehearsal.unchanged(self, lambda twin: original(twin, *args, **kwargs), answers))
+            connection.mux_rehearse(lambda: rehearsal.outcomes(self, lambda twin: original(twin, *args, **kwargs), answers))
             try:
                 answer = t.cast(dict[str, t.Any], stat(*stat_args, **stat_kwargs))
             finally:

@@ -54,6 +54,10 @@ class RpcError(Exception):
         """The ``Error.Kind``; 0 if the daemon sent none."""
         return self.detail.kind if self.detail is not None else 0
 
+    def at(self) -> int | None:
+        """The number of the step that failed; None if the daemon did not say."""
+        return self.detail.step if self.detail is not None else None
+
 
 class NotSent(RpcError):
     """The daemon could not be reached: nothing of the call got to it."""

@@ -6,7 +6,6 @@ overridden here stay the original's. With ``mitogen_enabled: false`` it is the o
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import typing as t
 
@@ -14,7 +13,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
-from . import ansiballz, daemon, display, errands, errors, hops, payload, rehearsal, successors
+from . import along, ansiballz, daemon, display, errands, errors, hops, payload, rehearsal, successors
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -67,8 +66,8 @@ class MuxConnection(errands.Carrier):
     _mux_remembers = False
     _mux_discovery: jobs_pb2.Discovery | None = None
     _mux_input = ''
-    _mux_rehearse: t.Callable[[], list[rehearsal.Question]] | None = None
-    _mux_known: list[tuple[rehearsal.Question, Result]] | None = None
+    _mux_rehearse: t.Callable[[], rehearsal.Outcomes] | None = None
+    _mux_along = along.Along(rehearsal.Outcomes())
 
     def mux_enabled(self) -> bool:
         """Whether we are to do this connection's work."""
@@ -151,24 +150,21 @@ class MuxConnection(errands.Carrier):
         """Runs a module in a job of the account's agent."""
         run = session()
         become = self._mux_become(cmd) is not None
-        known, self._mux_known = self._mux_known or [], None
-        for n, (question, answer) in enumerate(known):
-            if question.same(token, become):
-                self._mux_known = known[n + 1 :]
-                return answer
-        path = self.mux_path(token.interpreter)
-        if become:
-            path.hops.append(hops.become(self, token.interpreter, run.attach.stage1, run.attach.agent_name))
-        questions = [q for q in self._mux_rehearse() if q.become == become] if self._mux_rehearse else []
         try:
+            if (answer := self._mux_along.recall(token, become, self._mux_folder)) is not None:
+                return answer
+            path = self.mux_path(token.interpreter)
+            if become:
+                path.hops.append(hops.become(self, token.interpreter, run.attach.stage1, run.attach.agent_name))
             if account := payload.removed_account(token):
                 run.vacate(self.mux_host(), account)
+            outcomes = self._mux_outcomes(become)
             try:
-                return self._mux_run_module(token, path, questions)
+                return self._mux_run_module(token, path, outcomes)
             except payload.NotCovered:
-                if not questions:
+                if outcomes == rehearsal.Outcomes():
                     raise
-                return self._mux_run_module(token, path, [])  # it is one of the questions
+                return self._mux_run_module(token, path, rehearsal.Outcomes())  # it is one of the questions
         except payload.NotCovered:
             return self.mux_command(cmd, token.stock(), sudoable=True)
         except RpcError as error:
@@ -179,6 +175,13 @@ class MuxConnection(errands.Carrier):
                 return self.mux_command(cmd, token.stock(), sudoable=True)
             raise self._mux_error(error) from None
 
+    def _mux_outcomes(self, become: bool) -> rehearsal.Outcomes:
+        """What may be asked next of the same account."""
+        if self._mux_rehearse is None:
+            return rehearsal.Outcomes()
+        with self._mux_meanwhile('_mux_escalation', self._mux_escalation):  # a rehearsal has escalations of its own
+            return self._mux_rehearse().within(become)
+
     def _mux_refused(self, error: RpcError) -> bool:
         """Whether the tool by which a task becomes another account has refused."""
         return error.kind == error_pb2.Error.BECOME_FAILED and (error.detail is None or error.detail.hop >= self.mux_depth())
@@ -186,21 +189,20 @@ class MuxConnection(errands.Carrier):
     def _mux_error(self, error: RpcError) -> AnsibleError:
         return errors.to_ansible(error, self.mux_host(), self.mux_depth())
 
-    def _mux_run_module(self, token: payload.Token, path: path_pb2.Path, questions: list[rehearsal.Question]) -> Result:
+    def _mux_run_module(self, token: payload.Token, path: path_pb2.Path, outcomes: rehearsal.Outcomes) -> Result:
         """Runs a module with what waits before it and what may be asked after it, in one request."""
         errand = self._mux_errand(token, path)
         at = len(errand.steps)
-        tokens = {at: token}
-        steps = [*errand.steps, self._mux_module_step(token)]
-        for question in questions:
-            tokens[len(steps)] = question.token
-            steps.append(self._mux_module_step(question.token))
-            steps[-1].guards.add(step=len(steps) - 2, field='stat.checksum', value=json.dumps(question.checksum))
-        steps += errand.last
+        if errand.folder is not None or errands.core_module(token) != 'stat':
+            outcomes = outcomes.without_change()
+        more = along.Along(outcomes, at, path, self._mux_module_step)
+        tokens = {at: token, **more.tokens}
+        steps = [*errand.steps, self._mux_module_step(token), *more.steps, *errand.last]
+        failure: RpcError | None = None
         wanted = 0
         while True:
             try:
-                answers = self._mux_run(path, steps, errand.bodies)
+                answers = self._mux_run(path, steps, {**errand.bodies, **more.bodies})
             except RpcError as error:
                 if error.kind == error_pb2.Error.PAYLOAD_WANTED:
                     wanted += 1
@@ -213,12 +215,13 @@ class MuxConnection(errands.Carrier):
                     self._mux_upload(missing)
                     continue
                 self._mux_errand_failed(errand, error)
-                answers = error.answers
+                answers, failure = error.answers, error
                 if len(answers) <= at or answers[at] is None:
                     raise
             else:
                 self._mux_errand_done(errand, answers)
-            self._mux_known = [(q, answer) for q, answer in zip(questions, answers[at + 1 :]) if answer is not None]
+            more.learn(answers, failure, self._mux_folder)
+            self._mux_along = more
             return t.cast(Result, answers[at])
 
     def _mux_module_step(self, token: payload.Token) -> jobs_pb2.Step:
@@ -238,8 +241,8 @@ class MuxConnection(errands.Carrier):
                 made = token.source.build()
                 session().upload(key, made.manifest, made.inputs, made.blobs)
 
-    def mux_rehearse(self, rehearse: t.Callable[[], list[rehearsal.Question]] | None) -> None:
-        """Says what may be asked after the next module; None: no more, and what is known is forgotten."""
+    def mux_rehearse(self, rehearse: t.Callable[[], rehearsal.Outcomes] | None) -> None:
+        """Says what may be asked after the next module; None: no more."""
         self._mux_rehearse = rehearse
 
     def mux_far(self) -> bool:
@@ -269,7 +272,7 @@ class MuxConnection(errands.Carrier):
 
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""
-        self._mux_known = None
+        self._mux_along = along.Along(rehearsal.Outcomes())
 
     def mux_shell(self) -> list[bytes]:
         """What stands before a command line for an agent."""

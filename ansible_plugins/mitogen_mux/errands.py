@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -23,7 +24,7 @@ from .v1 import error_pb2, jobs_pb2, path_pb2
 Result = tuple[int, bytes, bytes]
 """What a step gave: exit code, stdout, stderr."""
 
-_FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
+FILE_KINDS = (error_pb2.Error.FILE_FAILED, error_pb2.Error.FILE_NOT_FOUND, error_pb2.Error.TOO_LARGE)
 
 _NO_WAY = (error_pb2.Error.INTERPRETER_MISSING, error_pb2.Error.BECOME_FAILED)
 """Where there is no agent to be had, the plain way may do without, or says why it cannot."""
@@ -33,11 +34,22 @@ class _NoWay(Exception):
     """There is no agent of that account."""
 
 
-_LEAVE_IT = frozenset(os.path.join(compat.CORE_ROOT, 'ansible', 'modules', f'{name}.py') for name in ('copy', 'file', 'slurp', 'stat'))
+_LEAVE_IT = frozenset(('copy', 'file', 'slurp', 'stat'))
 """Modules of the core that use their action's folder only for what was put there."""
 
 INLINE = 32 << 10
 """Bytes up to which a file's content is taken along at once; the source of a longer one is kept."""
+
+
+def core_module(token: payload.Token) -> str:
+    """The name of a module of the core; empty for any other, also for one that stands in for it."""
+    return _core_module(getattr(token.source, 'path', ''))
+
+
+@functools.cache
+def _core_module(path: str) -> str:
+    folder, name = os.path.split(os.path.realpath(path))
+    return name.removesuffix('.py') if folder == os.path.join(compat.CORE_ROOT, 'ansible', 'modules') else ''
 
 
 @dataclasses.dataclass
@@ -107,7 +119,7 @@ class Folder:
 
     def wanted(self, token: payload.Token) -> bool:
         """Whether the folder must be there for a module."""
-        return bool(self.files) or (self.at is None and not self.foreign and getattr(token.source, 'path', '') not in _LEAVE_IT)
+        return bool(self.files) or (self.at is None and not self.foreign and core_module(token) not in _LEAVE_IT)
 
     def holds(self, path: str) -> bool:
         """Whether the path is in the folder."""
@@ -152,11 +164,17 @@ class Folder:
         self.files, self.fixes = [], []
 
 
+def done(step: int) -> jobs_pb2.Guard:
+    """Says that a step must have come to its end."""
+    return jobs_pb2.Guard(step=step, field='rc', value='0')
+
+
 class Errand:
     """What leaves with a request to the account of a path: steps before it, and those after it."""
 
-    def __init__(self, folder: Folder | None = None, path: path_pb2.Path | None = None) -> None:
-        self.folder, self.path = folder, path
+    def __init__(self, folder: Folder | None = None, path: path_pb2.Path | None = None, first: int = 0, guards: t.Sequence[jobs_pb2.Guard] = ()) -> None:
+        """``first`` is the number of its first step in the request, which begins only if ``guards`` say so; then the others follow it."""
+        self.folder, self.path, self.first = folder, path, first
         self.steps: list[jobs_pb2.Step] = []
         self.bodies: dict[int, bytes] = {}
         self.last: list[jobs_pb2.Step] = []
@@ -171,10 +189,14 @@ class Errand:
             self.steps.append(jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, as_login=as_login)))
         for file in folder.files:
             if file.body is not None:
-                self.bodies[len(self.steps)] = file.body
+                self.bodies[first + len(self.steps)] = file.body
             self.steps.append(file.step(as_login))
+        if guards:
+            self.steps[0].guards.extend(guards)
+            for n, step in enumerate(self.steps[1:], first):
+                step.guards.append(done(n))
         if folder.passing and folder.files:
-            guard = jobs_pb2.Guard(step=0, field='rc', value='0')
+            guard = done(first)
             self.last = [jobs_pb2.Step(folder=jobs_pb2.Folder(path=name, remove=True, as_login=as_login), guards=[guard])]
 
 
@@ -229,7 +251,7 @@ class Carrier:
             return
         if folder.at is None and error.answers[0] is not None:
             folder.at = errand.path
-        if errand.makes and error.answers[0] is None and error.detail is not None and error.detail.step == 0 and error.kind in _FILE_KINDS:
+        if errand.makes and error.answers[0] is None and error.at() == 0 and error.kind in FILE_KINDS:
             folder.explain(error.message)
         folder.forget_files()
 

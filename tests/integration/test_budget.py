@@ -78,25 +78,29 @@ def test_one_round_trip_a_task(site: Site, relay: Relay, task: list[object]) -> 
     assert wire_then["connections"] == wire["connections"]
 
 
-SIZES = {"small": 7, "not inline": 100_000}
+LITTLE = 8 << 10  # what goes along before anybody knows whether it is wanted
+GIVEN = "given here "
+SIZES = {"little": LITTLE - len(GIVEN), "not inline": 100_000}
 
-FILE_TASKS: dict[str, tuple[dict[str, object], int, int]] = {
-    # the task, and its round trips when the file is to be changed and when it is not
-    "copy": ({"copy": {"src": "SOURCE", "dest": "DEST"}}, 2, 1),
-    "copy with a mode": ({"copy": {"src": "SOURCE", "dest": "DEST", "mode": "0600"}}, 2, 1),
-    "copy that follows": ({"copy": {"src": "SOURCE", "dest": "DEST", "follow": True}}, 2, 1),
-    "copy into a folder": ({"copy": {"src": "SOURCE", "dest": "FOLDER/"}}, 2, 1),
-    "copy of content": ({"copy": {"content": "given here {{ lookup('file', 'SOURCE') }}", "dest": "DEST"}}, 2, 1),
-    "copy without force": ({"copy": {"src": "SOURCE", "dest": "DEST", "force": False}}, 2, 1),
-    "copy, validated": ({"copy": {"src": "SOURCE", "dest": "DEST", "validate": "test -r %s"}}, 2, 1),
-    "template": ({"template": {"src": "SOURCE", "dest": "DEST"}}, 2, 1),
-    "loop": ({"copy": {"src": "SOURCE", "dest": "DEST-{{ item }}"}, "loop": [1, 2, 3]}, 6, 3),
+FILE_TASKS: dict[str, tuple[dict[str, object], int, int, int]] = {
+    # the task, and its round trips when the file is to be changed: a little one, or any other; and when it is not
+    "copy": ({"copy": {"src": "SOURCE", "dest": "DEST"}}, 1, 2, 1),
+    "copy with a mode": ({"copy": {"src": "SOURCE", "dest": "DEST", "mode": "0600"}}, 1, 2, 1),
+    "copy that follows": ({"copy": {"src": "SOURCE", "dest": "DEST", "follow": True}}, 1, 2, 1),
+    "copy into a folder": ({"copy": {"src": "SOURCE", "dest": "FOLDER/"}}, 1, 2, 1),
+    "copy of content": ({"copy": {"content": GIVEN + "{{ lookup('file', 'SOURCE') }}", "dest": "DEST"}}, 1, 2, 1),
+    "copy without force": ({"copy": {"src": "SOURCE", "dest": "DEST", "force": False}}, 2, 2, 1),
+    "copy, validated": ({"copy": {"src": "SOURCE", "dest": "DEST", "validate": "test -r %s"}}, 1, 2, 1),
+    "template": ({"template": {"src": "SOURCE", "dest": "DEST"}}, 1, 2, 1),
+    "loop": ({"copy": {"src": "SOURCE", "dest": "DEST-{{ item }}"}, "loop": [1, 2, 3]}, 3, 6, 3),
 }
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize(("task", "changed", "unchanged"), FILE_TASKS.values(), ids=FILE_TASKS)
-def test_round_trips_for_a_file(site: Site, relay: Relay, task: dict[str, object], changed: int, unchanged: int, size: int) -> None:
+@pytest.mark.parametrize(("task", "little", "changed", "unchanged"), FILE_TASKS.values(), ids=FILE_TASKS)
+def test_round_trips_for_a_file(site: Site, relay: Relay, task: dict[str, object], little: int, changed: int, unchanged: int, size: int) -> None:
+    if size <= LITTLE:
+        changed = little
     source = site.base / "page.j2"
     source.write_text("x" * size)
 
@@ -126,6 +130,31 @@ def test_round_trips_for_a_file(site: Site, relay: Relay, task: dict[str, object
     again = trips(*tasks(FEW, 1)[1:])
     assert (first - warm, again - first) == (changed * (FEW - 1), unchanged * (FEW - 1))
     source.unlink()
+
+
+SEGMENTS = 10 * 1460  # bytes that TCP sends at once on a connection that has been idle (RFC 6928)
+
+
+@pytest.mark.parametrize("become", [False, True], ids=["login", "become"])
+def test_what_goes_along_in_vain_costs_no_round_trip(site: Site, relay: Relay, become: bool) -> None:
+    """An unchanged file's request with all that a changed one would need."""
+    site.clean(["budget"])
+    site.stop_daemon()
+    hosts = {"h": site.host_vars(OURS, site.login, ansible_port=relay.port)}
+
+    def sent(size: int, times: int) -> int:
+        task = {"copy": {"content": "x" * size, "dest": f"{site.work}/budget/a{size}", "mode": "0644"}, "become": become}
+        before = relay.ask("stats")["up_bytes"]
+        run = site.play(OURS, hosts, play(*[task] * times))
+        assert run.rc == 0, run.said()
+        return relay.ask("stats")["up_bytes"] - before
+
+    sizes = (7, LITTLE)
+    first = {size: [sent(size, 1), sent(size, 1)][1] for size in sizes}  # after what the agent and the modules cost
+    each = {size: (sent(size, 1 + FEW) - first[size]) // FEW for size in sizes}
+    assert each[7] <= 5 * 1024
+    assert each[LITTLE] - each[7] <= LITTLE * 102 // 100
+    assert LITTLE < each[LITTLE] <= SEGMENTS, "all of it leaves at once"
 
 
 def test_a_module_crosses_once(site: Site, relay: Relay) -> None:

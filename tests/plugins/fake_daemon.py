@@ -69,6 +69,7 @@ class FakeSession:
         for number, step in enumerate(request.steps):  # nothing is begun as long as a payload is wanted
             if step.WhichOneof('action') == 'module' and not self._payload(step.module).exists():
                 raise RpcError(9, 'payload wanted', error_pb2.Error(kind=error_pb2.Error.PAYLOAD_WANTED, step=number))
+        self._note('request ' + ' '.join(str(step.WhichOneof('action')) for step in request.steps))
         answers: list[tuple[int, bytes] | None] = []
         for number, step in enumerate(request.steps):
             if not all(allows(guard, answers) for guard in step.guards):

@@ -19,6 +19,7 @@ import typing as t
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..', '..', 'ansible_plugins'))
 
+from fake_daemon import allows
 from mitogen_mux import baton, daemon
 from mitogen_mux.client import RpcError
 from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
@@ -110,7 +111,12 @@ class StubSession:
             baton.turn()
             trace.question()
         time.sleep(random.uniform(LEAST, 1) * DELAY)
+        answers: list[tuple[int, bytes] | None] = []
         for number, step in enumerate(request.steps):
+            if not all(allows(guard, answers) for guard in step.guards):
+                answers.append(None)
+                yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, skipped=True))
+                continue
             rc, stdout, stderr = 0, b'', b''
             if step.HasField('module'):
                 rc, stdout, stderr = answer(step.module.name, json.loads(step.module.params)['ANSIBLE_MODULE_ARGS'], request.host)
@@ -127,6 +133,7 @@ class StubSession:
             elif step.HasField('get'):
                 with open(step.get.path, 'w') as file:
                     file.write(request.host)
+            answers.append((rc, stdout))
             yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(step=number, rc=rc, stdout=stdout, stderr=stderr))
 
     transfer = request

@@ -29,6 +29,8 @@ class Run(t.NamedTuple):
     rc: int
     output: str
     log: collections.Counter[str]
+    requests: list[str]
+    """The kinds of the steps of each."""
 
 
 Play = t.Callable[..., Run]
@@ -72,9 +74,11 @@ def play(tmp_path: pathlib.Path) -> Play:
                 **(environ or {}),
             },
         )
-        log = tmp_path / 'log'
-        lines = log.read_text().splitlines() if log.exists() else []
-        return Run(done.returncode, done.stdout + done.stderr, collections.Counter(line for line in lines if not line.startswith(('upload', 'detach'))))
+        noted = tmp_path / 'log'
+        lines = noted.read_text().splitlines() if noted.exists() else []
+        requests = [line.removeprefix('request ') for line in lines if line.startswith('request ')]
+        log = collections.Counter(line for line in lines if not line.startswith(('upload', 'detach', 'request')))
+        return Run(done.returncode, done.stdout + done.stderr, log, requests)
 
     return run
 
@@ -196,6 +200,35 @@ def test_raw_copy_fetch(play: Play, tmp_path: pathlib.Path) -> None:
     assert done.rc == 0, done.output
     assert (tmp_path / 'fetched').read_text() == 'text\n'
     assert done.log[f'put ssh {USER}@127.0.0.1'] == done.log[f'get ssh {USER}@127.0.0.1'] == done.log['reset h1'] == 1
+
+
+LOOK, CHANGE = 'module module', 'folder put module folder'
+BOTH = f'{LOOK} {CHANGE}'
+COPIES: dict[str, tuple[str, list[str]]] = {
+    'new': ('content: new', [BOTH]),
+    'as it is': ('content: new', [BOTH]),
+    'changed': ('content: changed', [BOTH]),
+    'with a mode and a backup': ('content: again, mode: "0600", backup: true', [BOTH]),
+    'that follows': ('content: followed, follow: true', [f'module {LOOK} {CHANGE}']),
+    'as long as may be': ("content: \"{{ 'x' * 8192 }}\"", [BOTH]),
+    'too long': ("content: \"{{ 'x' * 8193 }}\"", [LOOK, CHANGE]),
+    'not to be replaced': ('content: kept, force: false', ['module']),
+    'into a folder': ('src: FOLDER/source, dest: FOLDER', [BOTH, BOTH]),
+    'checked': ('content: never}\n  check_mode: true\n  vars: {x: 1', [LOOK]),
+    'shown': ('content: seen}\n  diff: true\n  vars: {x: 1', [LOOK, 'module', 'module', CHANGE]),
+}
+
+
+@pytest.mark.slow
+def test_what_copy_asks(play: Play, tmp_path: pathlib.Path) -> None:
+    """A little file goes along with the first question; and what went along is not sent again."""
+    (tmp_path / 'source').write_text('source')
+    tasks = [f'- copy: {{{args if "dest" in args else args.replace("content", f"dest: {tmp_path}/out, content", 1)}}}' for args, _ in COPIES.values()]
+    done = play('\n'.join(tasks).replace('FOLDER', str(tmp_path)))
+    assert done.rc == 0, done.output
+    assert [request for request in done.requests if request != 'command'] == [request for _, requests in COPIES.values() for request in requests]
+    assert (tmp_path / 'out').read_text() == 'seen'
+    assert not list(tmp_path.glob('.ansible/tmp/*')), 'folders go as they came'
 
 
 @pytest.mark.slow
