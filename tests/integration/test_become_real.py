@@ -57,9 +57,9 @@ def kdc(boxes: Boxes) -> Iterator[None]:
     box.run("kadmin.local", "-q", "addprinc -randkey host/box")
     box.run("kadmin.local", "-q", "ktadd host/box")
     box.run("sh", "-c", f"echo {OPS.name}@BOX >/root/.k5login")
-    box.run("krb5kdc")
+    box.run("krb5kdc", "-P", "/run/kdc.pid")
     yield
-    box.run("pkill", "krb5kdc")
+    box.run("sh", "-c", "kill $(cat /run/kdc.pid)")  # there is no pkill
 
 
 KSU_PASSWORD = "ticket"
