@@ -21,7 +21,7 @@ gen: ## the code made from proto/
 check: build ## lint, race, unit tests: before every commit, under 2 minutes
 	@python3 tools/tier.py check
 
-test: build ## unit tests, some 70 playbooks plain and through us, the demo; on the oldest and the newest ansible-core, some of it on two others: at most 25 minutes
+test: build ## unit tests, some 70 playbooks plain and through us, the demo; on the oldest and the newest ansible-core, some of it on another: at most 25 minutes
 	@python3 tools/tier.py test
 
 integration: build ## all tests of whole playbooks, by every way; on the oldest and the newest core, some on the others: half an hour

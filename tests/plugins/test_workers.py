@@ -162,7 +162,7 @@ def test_an_item_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, 
     assert (tmp_path / 'trace').read_text().splitlines() == (early if ahead else one_by_one)
 
 
-@pytest.mark.parametrize('strategy', ['linear', 'free', 'host_pinned'])
+@pytest.mark.parametrize('strategy', ['linear', 'free', pytest.param('host_pinned', marks=pytest.mark.stress)])
 def test_several_hosts_give_the_same_events(run: Run, strategy: str) -> None:
     tags = {} if strategy == 'linear' else {'ANSIBLE_SKIP_TAGS': 'bypasses'}  # add_host, which free refuses
     ways = [(strategy, 'thread'), (f'mitogen_{strategy}', 'thread'), (f'mitogen_{strategy}', 'processes')]
@@ -181,8 +181,13 @@ WAITS = {
 }
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize('wait', WAITS)
+@pytest.mark.parametrize(
+    ('wait', 'number'),
+    [
+        *((wait, signal.SIGINT) for wait in WAITS),
+        *(pytest.param(wait, signal.SIGTERM, marks=() if wait in ('an answer', 'a share') else pytest.mark.stress) for wait in WAITS),
+    ],
+)
 def test_a_signal_ends_the_run_as_it_does_without_us(run: Run, number: signal.Signals, wait: str, tmp_path: pathlib.Path) -> None:
     if not DETACHED and (wait == 'a pipe' or (wait in ('a share', 'a forked worker') and number == signal.SIGTERM)):
         pytest.skip('up to 2.18 processes are left that only a terminal would end')
