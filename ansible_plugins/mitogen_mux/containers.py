@@ -116,7 +116,8 @@ class Kind(t.NamedTuple):
     accounts: bool = True
     """Whether one can enter as somebody else than root."""
     dd: bool = False
-    """Whether those have a program there write a file, which then has a new file's mode and not that of its source."""
+    """Whether those have a program there write a file, which then has a new file's mode and not that of its source. Where there is no original, too:
+    most have."""
 
 
 def _options(kind: str, *names: str, **defaults: t.Any) -> Definitions:
@@ -328,9 +329,9 @@ KINDS = {
         Kind('incus', 'incus exec', _instance('incus'), _options('incus', 'remote', project='default'), ('incus',), ('community.general.incus',)),
         Kind('chroot', 'chroot', _chroot, _options('chroot', 'chroot_exe'), (), ('community.general.chroot',), accounts=False, dd=True),
         Kind('jail', 'jexec', _jail, {}, ('jexec',), ('community.general.jail',), dd=True),
-        Kind('nspawn', 'systemd-nspawn', _nspawn, _options('nspawn', 'nspawn_extra_args'), ('systemd-nspawn',)),
-        Kind('machinectl', 'machinectl shell', _machinectl, {}, ('machinectl',)),
-        Kind('setns', 'the namespaces of its first process', _setns),
+        Kind('nspawn', 'systemd-nspawn', _nspawn, _options('nspawn', 'nspawn_extra_args'), ('systemd-nspawn',), dd=True),
+        Kind('machinectl', 'machinectl shell', _machinectl, {}, ('machinectl',), dd=True),
+        Kind('setns', 'the namespaces of its first process', _setns, dd=True),
     )
 }
 

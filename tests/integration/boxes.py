@@ -88,7 +88,7 @@ class Box:
 
     def empty(self) -> None:
         """As it was at first, where tests work."""
-        self.run("sh", "-c", "rm -rf /work/* /work/.[!.]* /root/.ansible /home/*/.ansible /home/*/name /tmp/*; chmod 777 /work")
+        self.run("sh", "-c", "rm -rf /work/* /work/.[!.]* /root/.ansible /root/name /home/*/.ansible /home/*/name /tmp/*; chmod 777 /work")
 
     def tree(self, folder: str) -> dict[str, dict[str, Any]]:
         return json.loads(self.run("python3", "-c", LOOK, folder))

@@ -116,7 +116,7 @@ def test_who_is_always_root(kind: str, user: str) -> None:
 
 
 @pytest.mark.usefixtures('ours')
-@pytest.mark.parametrize(('kind', 'mode'), [('docker', 0o644), ('chroot', 0o644), ('podman', None), ('nspawn', None)])
+@pytest.mark.parametrize(('kind', 'mode'), [('docker', 0o644), ('chroot', 0o644), ('podman', None), ('lxd', None), ('nspawn', 0o644), ('setns', 0o644)])
 def test_mode_of_a_file_that_is_put(kind: str, mode: int | None, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / 'source'
     source.touch(0o600)
