@@ -320,7 +320,7 @@ def main(argv: list[str]) -> int:
             check(tier)
         case ['test']:
             tier = Tier('test')
-            middle = between()[2:3]
+            middle = between()[2:3]  # 2.19, the first with what is common to all newer ones
             make_cores((*middle, *ends()))
             works = units(tier, {ends()[1]: 'not stress and not slow', ends()[0]: 'not stress'}, 'ends', go=('-skip', LONG_GO))
             smoke = chain(tier, dict.fromkeys(middle, 'smoke'), '-k', 'test_case')

@@ -19,9 +19,7 @@ Told = errands.Result | RpcError
 class Along:
     """The steps after a module's, and then what came of them."""
 
-    def __init__(
-        self, outcomes: rehearsal.Outcomes, at: int = 0, path: path_pb2.Path | None = None, step: t.Callable[[payload.Token], jobs_pb2.Step] | None = None
-    ) -> None:
+    def __init__(self, outcomes: rehearsal.Outcomes, at: int, path: path_pb2.Path, step: t.Callable[[payload.Token], jobs_pb2.Step]) -> None:
         """``at`` is the number of the module's own step in the request to ``path``; ``step`` makes that of a module."""
         self.steps: list[jobs_pb2.Step] = []
         self.tokens: dict[int, payload.Token] = {}
@@ -31,8 +29,6 @@ class Along:
         self._done: tuple[rehearsal.Change, Told] | None = None
         self._outcomes, self._at = outcomes, at
         self._errand: errands.Errand | None = None
-        if path is None or step is None:
-            return
 
         def add(question: rehearsal.Question, guard: jobs_pb2.Guard) -> None:
             self.tokens[at + 1 + len(self.steps)] = question.token

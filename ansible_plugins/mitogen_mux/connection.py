@@ -67,7 +67,7 @@ class MuxConnection(errands.Carrier):
     _mux_discovery: jobs_pb2.Discovery | None = None
     _mux_input = ''
     _mux_rehearse: t.Callable[[], rehearsal.Outcomes] | None = None
-    _mux_along = along.Along(rehearsal.Outcomes())
+    _mux_along: along.Along | None = None
 
     def mux_enabled(self) -> bool:
         """Whether we are to do this connection's work."""
@@ -151,7 +151,7 @@ class MuxConnection(errands.Carrier):
         run = session()
         become = self._mux_become(cmd) is not None
         try:
-            if (answer := self._mux_along.recall(token, become, self._mux_folder)) is not None:
+            if self._mux_along is not None and (answer := self._mux_along.recall(token, become, self._mux_folder)) is not None:
                 return answer
             path = self.mux_path(token.interpreter)
             if become:
@@ -162,7 +162,7 @@ class MuxConnection(errands.Carrier):
             try:
                 return self._mux_run_module(token, path, outcomes)
             except payload.NotCovered:
-                if outcomes == rehearsal.Outcomes():
+                if not outcomes.unchanged and outcomes.changed is None:
                     raise
                 return self._mux_run_module(token, path, rehearsal.Outcomes())  # it is one of the questions
         except payload.NotCovered:
@@ -272,7 +272,7 @@ class MuxConnection(errands.Carrier):
 
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""
-        self._mux_along = along.Along(rehearsal.Outcomes())
+        self._mux_along = None
 
     def mux_shell(self) -> list[bytes]:
         """What stands before a command line for an agent."""

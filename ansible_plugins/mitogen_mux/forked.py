@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import typing as t
 
-from ansible import constants as C
 from ansible.executor.process.worker import WorkerProcess
 from ansible.utils.display import Display
 
@@ -33,10 +32,3 @@ class ForkedWorker(WorkerProcess):
     def run(self) -> None:
         self._loader._tempfiles = set()
         super().run()
-
-
-def patience(error: BaseException | None) -> float:
-    """Seconds that the core gives workers when the strategy has ended with ``error``."""
-    if error is None or isinstance(error, Exception):
-        return float(C.WORKER_SHUTDOWN_POLL_COUNT * C.WORKER_SHUTDOWN_POLL_DELAY)
-    return 0.0

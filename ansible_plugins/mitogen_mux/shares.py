@@ -15,7 +15,7 @@ from ansible.errors import AnsibleError
 from .forked import ForkedWorker
 
 LEAST = 24
-"""Host-tasks of a step from which it is dealt out: a fork, and the pages that both processes copy after it, cost as much as some five of them."""
+"""Host-tasks of a step from which it is dealt out: a fork, and the pages that both processes copy after it, cost as much as some three of them."""
 
 SMALLEST = 8
 """Host-tasks of the smallest share."""

@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import ahead, baton, compat, daemon, display, forked, reuse, seams, successors, waits, worker
+from . import ahead, baton, compat, daemon, display, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -96,7 +96,7 @@ def _cheap_workers(strategy: t.Any) -> t.Iterator[None]:
             raise
         finally:
             strategy._mux_workers = None
-            workers.finish(forked.patience(error))
+            workers.finish(worker.patience(error))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import time
 import traceback
 import typing as t
 
+from ansible import constants as C
 from ansible.errors import AnsibleError
 from ansible.utils.display import Display
 
@@ -173,7 +174,8 @@ class _Thread(threading.Thread):
 
 
 class ThreadWorker:
-    """A host-task in a thread of this process, with copies of its own of whatever a forked worker would change in its memory."""
+    """A host-task in a thread of this process or, if it is dealt out, of a share's, with copies of its own of whatever a forked worker would
+    change in its memory."""
 
     worker_queue = None
 
@@ -247,6 +249,13 @@ class ThreadWorker:
             self._job['loader'].cleanup_all_tmp_files()
             del self._job, self._context
             self._alive = False
+
+
+def patience(error: BaseException | None) -> float:
+    """Seconds that the core gives workers when the strategy has ended with ``error``."""
+    if error is None or isinstance(error, Exception):
+        return float(C.WORKER_SHUTDOWN_POLL_COUNT * C.WORKER_SHUTDOWN_POLL_DELAY)
+    return 0.0
 
 
 def _flush() -> None:
