@@ -9,25 +9,23 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import re
 import threading
 import typing as t
 
 from ansible.executor.task_executor import TaskExecutor
 
-from . import baton, compat, isolation, loops, order, worker
+from . import baton, compat, host_task, isolation, loops, order, sameness
+from .order import Dropped
+from .outbox import Outbox
 from .waits import replaced
 
-ACTIONS = frozenset(('command', 'copy', 'dnf', 'normal', 'package', 'raw', 'service', 'shell', 'template', 'yum'))
-"""Action plugins of the core that change nothing on the controller before their first request."""
+if t.TYPE_CHECKING:
+    from .worker import Workers
 
 
 @contextlib.contextmanager
-def installed(workers: worker.Workers) -> t.Iterator[None]:
+def installed(workers: Workers) -> t.Iterator[None]:
     """Loops are run that way as long as this lasts."""
-    if compat.missing_loops():
-        yield
-        return
     original = TaskExecutor._run_loop
 
     @functools.wraps(original)
@@ -36,7 +34,7 @@ def installed(workers: worker.Workers) -> t.Iterator[None]:
             return original(self, items)
         return _Loop(workers, original, self, items).run()
 
-    with replaced(TaskExecutor, '_run_loop', run_loop), order.installed():
+    with replaced(TaskExecutor, '_run_loop', run_loop):
         yield
 
 
@@ -48,39 +46,20 @@ def _independent(executor: t.Any) -> bool:
         return False
     if control.pause or control.extended or control.index_var or getattr(control, 'break_when', None):
         return False
-    if isolation.plugin(task.action, task.collections) not in ACTIONS:
+    if isolation.plugin(task.action, task.collections) not in isolation.QUIET:
         return False
-    names = [task.register] if isinstance(task.register, str) else list(task.register or ())
+    names = sameness.registered(task)
     if not names:
         return True
-    said = re.compile('|'.join(rf'\b{re.escape(name)}\b' for name in names))
+    said = sameness.naming(names)
     own = {key: value for key, value in task.dump_attrs().items() if key not in ('register', 'name', 'changed_when', 'failed_when', 'loop')}
-    return not _says(said, own, '') and not _says(said, compat.loop_variables(executor), '{')
-
-
-def _says(what: re.Pattern[str], value: t.Any, mark: str) -> bool:
-    """Whether a text with ``mark`` in it, anywhere in a value, says it. Variables refer to each other, in circles too."""
-    seen: set[int] = set()
-    values = [value]
-    while values:
-        value = values.pop()
-        if isinstance(value, str):
-            if mark in value and what.search(value):
-                return True
-        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-            seen.add(id(value))
-            values += value.values() if isinstance(value, dict) else value
-    return False
-
-
-class _Dropped(BaseException):
-    """What an item's runner has done before its turn does not count. Not an Exception: the core must not handle it."""
+    return not sameness.says(said, own, '') and not sameness.says(said, compat.loop_variables(executor), '{')
 
 
 class _Loop:
     """A loop, its items, and who runs them. Whoever has the baton may touch it."""
 
-    def __init__(self, workers: worker.Workers, core: t.Callable[..., t.Any], executor: t.Any, items: list[t.Any]) -> None:
+    def __init__(self, workers: Workers, core: t.Callable[..., t.Any], executor: t.Any, items: list[t.Any]) -> None:
         self.core = core
         """The core's own loop."""
         self._workers = workers
@@ -93,7 +72,7 @@ class _Loop:
         self.error: BaseException | None = None
         self.first = _Runner(self, executor)
         self.second: _Second | None = None
-        self._twin = loops.Twin(executor, worker.copy_task(executor._task))
+        self._twin = loops.Twin(executor, host_task.copy_task(executor._task))
 
     def run(self) -> t.Any:
         """As the core's loop."""
@@ -196,7 +175,7 @@ class _Runner:
         self.ran: list[int | None] = []
         """Which item each of its results is for; None for one that was dropped."""
         self.files = order.Files()
-        self.outbox = _Outbox(executor._final_q)
+        self.outbox = Outbox(executor._final_q)
         self.wake = threading.Event()
         self.acted = threading.Event()
         """Set while its item waits for something else than its turn, or it has none."""
@@ -245,7 +224,7 @@ class _Runner:
         self._loop.begin_second()
 
     def wait(self) -> None:
-        """Raises _Dropped if what the item has done so far was in vain."""
+        """Raises Dropped if what the item has done so far was in vain."""
         loop = self._loop
         while loop.ended != self.item and not loop.over:
             with baton.waiting(self.wake.set):
@@ -253,7 +232,7 @@ class _Runner:
             self.wake.clear()
         if loop.over or self.outdated or not self.files.unchanged():
             self.dropped = True
-            raise _Dropped
+            raise Dropped
         self._may = True
         self.outbox.release()
 
@@ -265,7 +244,7 @@ class _Runner:
                 baton.turn()
                 raise
             baton.turn()
-        except _Dropped:
+        except Dropped:
             self.outbox.mute()
             return compat.skipped_item()
         self.brought = compat.brings_variables(result)
@@ -277,7 +256,7 @@ class _Second(_Runner):
 
     def __init__(self, loop: _Loop, twin: loops.Twin) -> None:
         super().__init__(loop, twin.executor)
-        self.executor._loader = worker.copy_loader(self.executor._loader)
+        self.executor._loader = host_task.copy_loader(self.executor._loader)
         self.done = threading.Event()
         self.answer: t.Any = None
         self._twin = twin
@@ -303,37 +282,3 @@ class _Second(_Runner):
         with self.installed(), self._twin.entered(), baton.taking_turns(self):
             self.answer = self._loop.core(self.executor, _Items(self._loop, self._loop.take(self)))
         self._twin.close()
-
-
-class _Outbox:
-    """The result queue for a runner, which may be ahead."""
-
-    def __init__(self, queue: t.Any) -> None:
-        self._queue = queue
-        self._held: list[t.Callable[[], None]] | None = None
-        self._muted = False
-
-    def hold(self) -> None:
-        """What comes from now on waits."""
-        self._held, self._muted = [], False
-
-    def release(self) -> None:
-        """What waits goes, and what comes from now on goes at once."""
-        held, self._held = self._held or (), None
-        for send in held:
-            send()
-
-    def mute(self) -> None:
-        """What waits, and what comes from now on, is forgotten."""
-        self._held, self._muted = None, True
-
-    def __getattr__(self, name: str) -> t.Any:
-        return functools.partial(self._send, getattr(self._queue, name))
-
-    def _send(self, send: t.Callable[..., None], *args: t.Any, **kwargs: t.Any) -> None:
-        if self._muted:
-            return
-        if self._held is None:
-            send(*args, **kwargs)
-        else:
-            self._held.append(functools.partial(send, *args, **kwargs))

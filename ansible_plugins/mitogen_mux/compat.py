@@ -41,6 +41,23 @@ ROUTING = os.path.join(CORE_ROOT, 'ansible', 'config', 'ansible_builtin_runtime.
 """Redirects of module_utils of ansible.builtin."""
 
 
+def _lazy() -> tuple[type, ...]:
+    if BUILT_MODULE is None:
+        return ()
+    from ansible._internal._templating import _lazy_containers
+
+    return (_lazy_containers._AnsibleLazyTemplateMixin,)
+
+
+LAZY = _lazy()
+"""Containers whose items are templated when they are looked at: since 2.19."""
+
+
+def tags(value: t.Any) -> t.Any:
+    """What is known of a value besides itself, which only cores since 2.19 know."""
+    return getattr(value, '_ansible_tags_mapping', None)
+
+
 def _copy_clears_acls() -> bool:
     with open(os.path.join(CORE_ROOT, 'ansible', 'modules', 'copy.py'), encoding='utf-8') as module:
         return 'def clear_facls' in module.read()

@@ -47,6 +47,9 @@ ACTIONS: dict[str, str] = {
 the environment, the working directory, the umask, signal handlers or the terminal, and what they change of Ansible's own objects is copied
 beforehand. All but ``pause``, which talks to the terminal."""
 
+QUIET = frozenset(('command', 'copy', 'dnf', 'normal', 'package', 'raw', 'service', 'shell', 'template', 'yum'))
+"""Those that change nothing on the controller before their first request."""
+
 _FOLDER = os.path.join(os.path.dirname(compat.CORE_MODULE_UTILS), 'plugins', 'action')
 
 _OUR_FOLDER = os.path.realpath(os.path.join(os.path.dirname(__file__), '..', 'connection'))
@@ -63,6 +66,12 @@ def reason(job: dict[str, t.Any]) -> str:
     if task.timeout:
         return 'timeout'  # by SIGALRM, which only a main thread gets
     return _action(task.action, task.collections)[1] or _connection(job)
+
+
+def guesses(job: dict[str, t.Any]) -> bool:
+    """Whether ``reason`` has to evaluate a template."""
+    names = ('mitogen_worker', 'ansible_connection', 'mitogen_enabled')
+    return _is_template(job['task'].connection) or any(_is_template(job['task_vars'].get(name)) for name in names)
 
 
 def plugin(name: str, collections: t.Any) -> str:

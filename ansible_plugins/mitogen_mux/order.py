@@ -12,6 +12,7 @@ import typing as t
 import jinja2
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import lookup_loader
+from ansible.vars import hostvars
 
 from . import baton, compat
 from .waits import replaced
@@ -34,14 +35,20 @@ _IMPURE = frozenset(('expanduser', 'expandvars', 'fileglob', 'normpath', 'realpa
 _Identity = tuple[int, ...] | None
 
 
+class Dropped(BaseException):
+    """What a thread has done before its turn does not count. Not an Exception: the core must not handle it."""
+
+
 @contextlib.contextmanager
 def installed() -> t.Iterator[None]:
-    """As long as this lasts: lookups, the time, and filters and tests that are not known to be pure."""
+    """As long as this lasts: lookups, the time, variables of other hosts, and filters and tests that are not known to be pure."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(lookup_loader, 'get', _in_turn(lookup_loader.get)))
         stack.enter_context(replaced(jinja2.FileSystemLoader, 'get_source', _get_source(jinja2.FileSystemLoader.get_source)))
         intercept, owner, name = compat.template_plugins()
         stack.enter_context(replaced(intercept, '__getitem__', _plugin(intercept.__getitem__)))
+        for looks in ('raw_get', '__contains__', '__iter__', '__len__'):
+            stack.enter_context(replaced(hostvars.HostVars, looks, _in_turn(getattr(hostvars.HostVars, looks))))
         clock = getattr(owner, name)
         stack.enter_context(replaced(owner, name, _in_turn(clock) if callable(clock) else _Dates(clock)))
         yield

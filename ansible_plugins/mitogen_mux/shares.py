@@ -76,17 +76,21 @@ class Dealer:
 
     def keeps(self, member: Member) -> bool:
         """Whether the host-task waits for a share; else the caller begins it."""
-        hosts = min(self.hosts, len(self._strategy._workers))
-        if self._most < 2 or (not self._wanted and hosts < LEAST):
+        if not self.deals():
             return False
         if not self._wanted and (task := member.arguments()['task']._uuid) not in self._tasks:
             self._tasks.add(task)
             return False
         self._waiting.append(member)
+        hosts = self._hosts()
         size = math.ceil(hosts / self._most) if self._wanted else max(SMALLEST, math.ceil(hosts / (2 * self._most)))
         if len(self._waiting) >= size:
             self._deal()
         return True
+
+    def deals(self) -> bool:
+        """Whether the step is dealt out."""
+        return self._most > 1 and (bool(self._wanted) or self._hosts() >= LEAST)
 
     def rest(self) -> None:
         """Nothing else is to be begun for now."""
@@ -112,6 +116,10 @@ class Dealer:
     def forget(self) -> None:
         """In a share's process: all begins in there."""
         self._most, self._wanted, self._waiting, self._shares = 1, 0, [], []
+
+    def _hosts(self) -> int:
+        """How many host-tasks of the step may run at once."""
+        return min(self.hosts, len(self._strategy._workers))
 
     def _deal(self) -> None:
         self.look()

@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import ahead, baton, compat, daemon, display, reuse, seams, successors, waits, worker
+from . import ahead, baton, compat, daemon, display, order, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -48,7 +48,7 @@ class StrategyMixin:
         compat.prewarm()
         undo = seams.substitute()
         try:
-            with _cheap_workers(self):
+            with _cheap_workers(self, iterator):
                 return super().run(iterator, play_context)  # type: ignore[misc]
         finally:
             undo()
@@ -72,20 +72,23 @@ def strategy(name: str) -> type:
 
 
 @contextlib.contextmanager
-def _cheap_workers(strategy: t.Any) -> t.Iterator[None]:
+def _cheap_workers(strategy: t.Any, iterator: t.Any) -> t.Iterator[None]:
     """Host-tasks are run by our workers as long as this lasts, and the main thread has the baton."""
     missing = compat.missing_workers()
     if missing:
         display.remark(f'mitogen-mux: this ansible-core has changed {missing}; each task is run in a process of its own')
         yield
         return
-    workers = strategy._mux_workers = worker.Workers(strategy)
+    workers = strategy._mux_workers = worker.Workers(strategy, iterator)
     error: BaseException | None = None
     with contextlib.ExitStack() as stack:
         stack.enter_context(waits.installed(compat.DETACHED, [(hashing, name, _hash(hashing.secure_hash)) for name in ('secure_hash', 'checksum')]))
         stack.enter_context(compat.display_per_thread())
         stack.enter_context(reuse.installed())
-        stack.enter_context(ahead.installed(workers))
+        if not compat.missing_loops():
+            stack.enter_context(order.installed())
+            stack.enter_context(ahead.installed(workers))
+            workers.shelf.open = True
         stack.enter_context(_main_loop(strategy, workers))
         stack.enter_context(_terminated(workers))
         try:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
-import copy
 import queue
 import select
 import socket
 import sys
 import threading
 import time
-import traceback
 import typing as t
 
 from ansible import constants as C
 from ansible.errors import AnsibleError
 from ansible.utils.display import Display
 
-from . import baton, compat, isolation, shares
+from . import baton, host_task, isolation, readied, shares
 from .forked import SIGNATURE, ForkedWorker
 
 LONGEST_WAIT = 0.05
@@ -40,16 +37,18 @@ class Job(t.Protocol):
 class Workers:
     """The workers of one run of a strategy. Called as the class WorkerProcess would be."""
 
-    def __init__(self, strategy: t.Any) -> None:
+    def __init__(self, strategy: t.Any, iterator: t.Any) -> None:
         self.baton = baton.Baton()
         self.wakeup = Wakeup()
         self.dealer = shares.Dealer(strategy, self)
+        self.shelf = readied.Shelf(strategy, iterator, self)
         self._strategy = strategy
         self._threads: list[_Thread] = []
         self._idle: list[_Thread] = []
 
     def __call__(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         job = SIGNATURE.bind(*args, **kwargs).arguments
+        self.shelf.begun(job)
         why = isolation.reason(job)
         if not why:
             return ThreadWorker(self, job)
@@ -61,9 +60,9 @@ class Workers:
         if not self.dealer.keeps(worker):
             worker.begin()
 
-    def begin(self, worker: ThreadWorker) -> None:
+    def begin(self, job: Job) -> None:
         """Lets a thread have the baton until the host-task waits for the first time: then its target is at work, and the next can follow."""
-        first_wait = self.begin_beside(worker)
+        first_wait = self.begin_beside(job)
         with self.baton.lent():
             first_wait.wait()
 
@@ -75,6 +74,10 @@ class Workers:
         first_wait = threading.Event()
         thread.inbox.put((job, first_wait))
         return first_wait
+
+    def awake(self) -> bool:
+        """Whether the main loop has something to do."""
+        return self.wakeup.progress or self.wakeup.is_set()
 
     def ended(self, thread: _Thread) -> None:
         """A thread has nothing to do."""
@@ -93,6 +96,8 @@ class Workers:
         told = self.dealer.look()
         if self.dealer.lost:
             raise AnsibleError('A worker was found in a dead state')  # as the core's linear strategy says; the others would wait for ever
+        if not self.dealer.deals():
+            self.shelf.fill()
         with self.baton.lent():
             self.wakeup.wait([*forks, *told], LONGEST_WAIT if self._strategy._pending_results else seconds)
 
@@ -101,6 +106,7 @@ class Workers:
         self.baton, self.wakeup, self._threads, self._idle = baton.Baton(), Wakeup(), [], []
         self.baton.take()
         self.dealer.forget()
+        self.shelf.forget()
 
     def pause(self) -> None:
         """In there: until a thread has ended."""
@@ -110,6 +116,7 @@ class Workers:
     def finish(self, patience: float) -> None:
         """Ends the threads: those that are at work after ``patience`` seconds are cancelled. Called by the main thread."""
         self.dealer.drop()
+        self.shelf.drop()
         self.baton.give()
         for thread in self._threads:
             thread.inbox.put(None)
@@ -140,6 +147,10 @@ class Wakeup:
         """From any thread."""
         with contextlib.suppress(OSError):  # full: it is set
             self._writer.send(b'\0')
+
+    def is_set(self) -> bool:
+        """Whether ``wait`` would return at once."""
+        return bool(select.select([self._reader], [], [], 0)[0])
 
     def wait(self, sentinels: t.Iterable[int], seconds: float) -> None:
         """Waits until it is set, or one of the processes has ended."""
@@ -174,12 +185,11 @@ class _Thread(threading.Thread):
 
 
 class ThreadWorker:
-    """A host-task in a thread of this process or, if it is dealt out, of a share's, with copies of its own of whatever a forked worker would
-    change in its memory."""
+    """A host-task in a thread of this process or, if it is dealt out, of a share's."""
 
     worker_queue = None
 
-    def __init__(self, workers: Workers, job: dict[str, t.Any]) -> None:
+    def __init__(self, workers: Workers, job: host_task.HostTask) -> None:
         self._workers = workers
         self._job = job
         self._task = job['task']
@@ -192,7 +202,7 @@ class ThreadWorker:
         self._alive = True
         self._workers.take_on(self)
 
-    def arguments(self) -> dict[str, t.Any]:
+    def arguments(self) -> host_task.HostTask:
         """As the core's own worker is made from."""
         return self._job
 
@@ -200,19 +210,16 @@ class ThreadWorker:
         """Returns when the host-task waits for the first time, or has ended."""
         self._share = None
         _flush()
-        job = self._job
-        job['task'] = copy_task(job['task'])
-        job['task_vars'] = dict(job['task_vars'])
-        job['loader'] = copy_loader(job['loader'])
-        self._context = contextvars.Context()  # empty: what the main thread's has are objects, which the two would share
-        self._workers.begin(self)
+        if not self._workers.shelf.claim(self._job, self.ended):
+            self._job = host_task.own(self._job)
+            self._workers.begin(self)
 
     def dealt(self, share: shares.Share) -> None:
         """It will be begun in there, and ends there."""
         self._share = share
 
     def ended(self, exitcode: int) -> None:
-        """In the share's process it has, or it will never begin."""
+        """It has, wherever it ran, or it will never begin."""
         del self._job
         self._alive, self._share, self.exitcode = False, None, exitcode
 
@@ -236,19 +243,7 @@ class ThreadWorker:
 
     def work(self) -> None:
         """In the thread."""
-        try:
-            with compat.display_through(self._job['final_q']):
-                self._context.run(compat.run_host_task, self._job)
-            self.exitcode = 0
-        except baton.Cancelled:
-            self.exitcode = 1
-        except BaseException:
-            self.exitcode = 1
-            _display.error(traceback.format_exc(), wrap_text=False)
-        finally:
-            self._job['loader'].cleanup_all_tmp_files()
-            del self._job, self._context
-            self._alive = False
+        self.ended(host_task.run(self._job))
 
 
 def patience(error: BaseException | None) -> float:
@@ -263,20 +258,3 @@ def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # closed
             stream.flush()
-
-
-def copy_task(task: t.Any) -> t.Any:
-    """For a host-task, or a runner of its loop, that writes to its own."""
-    new = task.copy(exclude_parent=True, exclude_tasks=True)
-    new._parent = copy.copy(task._parent)  # the task's post_validate writes to it, too, though no further up
-    if new.loop_control is not None:
-        new.loop_control = copy.copy(new.loop_control)
-    return new
-
-
-def copy_loader(loader: t.Any) -> t.Any:
-    """With temporary files of its own."""
-    new = copy.copy(loader)
-    new._FILE_CACHE = dict(loader._FILE_CACHE)
-    new._tempfiles = set()
-    return new

@@ -132,11 +132,17 @@ def test_one_host_gives_the_same_events_in_the_same_order(run: Run, worker: str)
     same_words(plain, ours)
 
 
+@pytest.mark.parametrize('play', ['loops', 'tasks'])
 @pytest.mark.parametrize('hosts', [1, pytest.param(4, marks=pytest.mark.stress)])
-def test_loops_give_the_same_events(run: Run, hosts: int, tmp_path: pathlib.Path) -> None:
-    """Items are made ready while the one before them is at work, but for what they may see of it."""
-    plays = shutil.copytree(PLAYS, tmp_path / 'plays')  # for files beside the play that change
-    plain, ours = (run(plays / 'loops.yml', hosts, strategy=name, STUB_DELAYS='40', STUB_LEAST='0.5') for name in ('linear', 'mitogen_linear'))
+def test_what_is_made_ready_gives_the_same_events(run: Run, play: str, hosts: int, tmp_path: pathlib.Path) -> None:
+    """Items and tasks are made ready while the one before them is at work, but for what they may see of it."""
+
+    def ran(strategy: str) -> Ran:
+        shutil.rmtree(tmp_path / 'plays', ignore_errors=True)
+        plays = shutil.copytree(PLAYS, tmp_path / 'plays')  # for files beside the play that change
+        return run(plays / f'{play}.yml', hosts, strategy=strategy, STUB_DELAYS='40', STUB_LEAST='0.5')
+
+    plain, ours = ran('linear'), ran('mitogen_linear')
     compare(plain, ours, whole=hosts == 1)
     if hosts == 1:
         same_words(plain, ours)

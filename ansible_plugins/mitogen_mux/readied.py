@@ -1,0 +1,247 @@
+"""Tasks: while a host's target is at work on one, its next is made ready.
+
+What the strategy will probably queue next for the host is run up to its first request, by the core's own code, in a thread of its own and
+with variables of its own. Until its turn comes, nobody notices (see order.py). Its turn comes when the strategy queues it: if the task and
+its variables are what they were, it goes on; if not, it is dropped, and the task begins as any other."""
+
+from __future__ import annotations
+
+import collections
+import re
+import threading
+import time
+import typing as t
+
+from ansible.plugins.loader import vars_loader
+
+from . import baton, compat, host_task, isolation, order, sameness
+from .host_task import HostTask
+from .order import Dropped
+from .outbox import Outbox
+
+OLDEST = 1.0
+"""Seconds after which a ``template`` that was made ready is dropped: it tells its file when it was rendered (template_run_date)."""
+
+_VARS_PLUGIN = 'ansible.builtin.host_group_vars'
+"""The one that may be asked once more without anybody noticing."""
+
+_COMPUTED = (r'\bvars\b', r'\bhostvars\b', r'\b(lookup|query|q) *\(')
+"""In a template, what may see variables that it does not name."""
+
+
+class Workers(t.Protocol):
+    """What begins threads."""
+
+    baton: baton.Baton
+
+    def begin(self, job: Readied) -> None:
+        """Returns when the thread waits for the first time."""
+
+    def awake(self) -> bool:
+        """Whether the main loop has something to do."""
+
+
+class Shelf:
+    """What was made ready, one task for each host at most. In the main thread, with the baton."""
+
+    def __init__(self, strategy: t.Any, iterator: t.Any, workers: Workers) -> None:
+        self.open = False
+        """Whether anything is made ready: only where order.py keeps it from being noticed."""
+        self._strategy, self._iterator, self._workers = strategy, iterator, workers
+        self._begun: collections.deque[HostTask] = collections.deque()
+        self._there: dict[str, Readied] = {}
+        self._in_vain: set[str] = set()
+        """Tasks after which the next one's variables were not what they had been."""
+
+    def begun(self, job: HostTask) -> None:
+        """A host-task has been queued: the one after it may be made ready."""
+        if self.open:
+            self._begun.append(job)
+
+    def fill(self) -> None:
+        """Until the main loop has something to do."""
+        while self._begun and not self._workers.awake():
+            before = self._begun.popleft()
+            if (readied := self._next(before)) is not None:
+                self._drop(before['host'].name)
+                self._there[before['host'].name] = readied
+                self._workers.begin(readied)
+
+    def claim(self, job: HostTask, ended: t.Callable[[int], None]) -> bool:
+        """Whether the host-task was made ready. It goes on then, until it waits again; ``ended`` is called in its thread with its exit code."""
+        readied = self._there.get(job['host'].name)
+        if readied is None:
+            return False
+        if not readied.fits(job):
+            if readied.in_vain:
+                self._in_vain.add(readied.before._uuid)
+            self._drop(job['host'].name)
+            return False
+        del self._there[job['host'].name]
+        readied.go_on(ended)
+        with self._workers.baton.lent():
+            readied.acted.wait()
+        return True
+
+    def drop(self) -> None:
+        """All of it."""
+        self._begun.clear()
+        for host in list(self._there):
+            self._drop(host)
+
+    def forget(self) -> None:
+        """In a process that was forked, where the threads are not."""
+        self._begun.clear()
+        self._there.clear()
+
+    def _drop(self, host: str) -> None:
+        if (readied := self._there.pop(host, None)) is not None:
+            readied.drop()
+
+    def _next(self, before: HostTask) -> Readied | None:
+        host = before['host']
+        if before['task']._uuid in self._in_vain or set(vars_loader._plugin_instance_cache or ()) != {_VARS_PLUGIN}:
+            return None
+        _, task = self._iterator.get_next_task_for_host(host, peek=True)
+        if task is None or not _independent(task):
+            return None
+        return Readied({**before, 'task': task}, before['task'], self._variables)
+
+    def _variables(self, host: t.Any, task: t.Any) -> dict[str, t.Any]:
+        """As the strategy makes them for a host-task."""
+        strategy, play = self._strategy, self._iterator._play
+        hosts, all_hosts = strategy._hosts_cache, strategy._hosts_cache_all
+        variables: dict[str, t.Any] = strategy._variable_manager.get_vars(play=play, host=host, task=task, _hosts=hosts, _hosts_all=all_hosts)
+        strategy.add_tqm_variables(variables, play=play)
+        return variables
+
+
+def _independent(task: t.Any) -> bool:
+    """Whether the task itself stands in no way of being made ready."""
+    return not (
+        task.loop is not None
+        or task.loop_with
+        or task.delegate_to
+        or task.async_val
+        or task.run_once
+        or '{' in (task.name or '')  # the strategy evaluates it first, and what there is to say of it
+        or isolation.plugin(task.action, task.collections) not in isolation.QUIET
+    )
+
+
+class Readied:
+    """A host-task that was made ready; the turn of its thread (baton.Turn)."""
+
+    def __init__(self, job: HostTask, before: t.Any, variables: t.Callable[[t.Any, t.Any], dict[str, t.Any]]) -> None:
+        self.before = before
+        """The task that the host is at work on meanwhile."""
+        self.acted = threading.Event()
+        """Set, once it goes on, when it waits for something else than its turn, or has ended."""
+        self.in_vain = False
+        """Whether its variables were not what they should have been."""
+        self._job = job
+        self._task = job['task']
+        self._attributes = dict(job['task'].__dict__)
+        self._get_variables = variables
+        self._variables: dict[str, t.Any] | None = None
+        self._made = time.monotonic()
+        self._renders = isolation.plugin(self._task.action, self._task.collections) == 'template'
+        self.files = order.Files()
+        self._outbox = Outbox(job['final_q'])
+        self._wake = threading.Event()
+        self._dropped = False
+        self._ended: t.Callable[[int], None] | None = None
+
+    def work(self) -> None:
+        """In the thread."""
+        exitcode = 1
+        try:
+            with baton.taking_turns(self):
+                if not self._prepare():
+                    return
+                exitcode = host_task.run(self._job)
+                baton.turn()  # it may have asked nobody anything
+        except (baton.Cancelled, Dropped):
+            pass
+        finally:
+            self.acted.set()
+            if self._ended is not None:
+                self._ended(exitcode)
+
+    def _prepare(self) -> bool:
+        """Makes the variables. What there is to say of them, the strategy will say."""
+        self._outbox.mute()
+        job = self._job
+        try:
+            with compat.display_through(self._outbox):
+                variables = self._get_variables(job['host'], job['task'])
+                self._job = job = host_task.own({**job, 'task_vars': variables, 'final_q': self._outbox})
+                if isolation.guesses(job) or isolation.reason(job):
+                    return False
+        except Exception:  # the strategy will come to it, and say it
+            return False
+        job['loader'] = order.Loader.watching(job['loader'], self.files)
+        self._variables = variables
+        self._outbox.hold()
+        return True
+
+    def has_come(self) -> bool:
+        return self._ended is not None
+
+    def leaving(self) -> None:
+        self.acted.set()
+
+    def wait(self) -> None:
+        """Raises Dropped if all was in vain."""
+        while self._ended is None and not self._dropped:
+            with baton.waiting(self._wake.set):
+                self._wake.wait()
+            self._wake.clear()
+        if self._dropped:
+            raise Dropped
+        self._outbox.release()
+
+    def drop(self) -> None:
+        """In the main thread: its turn will not come."""
+        self._dropped = True
+        self._outbox.mute()
+        self._wake.set()
+
+    def go_on(self, ended: t.Callable[[int], None]) -> None:
+        """In the main thread: its turn has come."""
+        self._ended = ended
+        self._wake.set()
+
+    def fits(self, job: HostTask) -> bool:
+        """Whether this is what the strategy has queued, and it would have done nothing else so far."""
+        task = job['task']
+        if self._variables is None or task is not self._task or job['play_context'] is not self._job['play_context']:
+            return False
+        attributes = task.__dict__
+        if sameness.differing(self._attributes, attributes) - {'_name'} or not self.files.unchanged():
+            return False
+        if self._renders and time.monotonic() - self._made > OLDEST:
+            return False
+        self.in_vain = not self._sees(job['task_vars'])
+        if self.in_vain:
+            return False
+        if '_name' in attributes:  # not the same object since the strategy has looked for a template in it
+            self._job['task'].__dict__['_name'] = attributes['_name']
+        return True
+
+    def _sees(self, variables: dict[str, t.Any]) -> bool:
+        """Whether these variables would have been the same for it. If others have been registered meanwhile that it does not look at, it
+        has them from now on."""
+        names = sameness.differing(t.cast('dict[str, t.Any]', self._variables), variables)
+        if not names:
+            return True
+        if not names <= set(sameness.registered(self.before)) or self._renders:
+            return False
+        said = re.compile('|'.join((*(rf'\b{re.escape(name)}\b' for name in names), *_COMPUTED)))
+        own = {key: value for key, value in self._task.dump_attrs().items() if key != 'register'}
+        if sameness.says(said, own, '') or sameness.says(said, variables, '{'):
+            return False
+        for mine, new in ((self._job['task_vars'], variables), (self._job['task_vars'].get('vars'), variables.get('vars'))):
+            if isinstance(mine, dict) and isinstance(new, dict):
+                mine.update({name: new[name] for name in names if name in new})
+        return True

@@ -1,0 +1,66 @@
+"""Whether variables are the same for whoever looks at them."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import typing as t
+
+from . import compat
+
+_PLAIN = (str, bytes, int, float, bool, datetime.date, datetime.time, datetime.timedelta)
+
+
+def same(one: t.Any, other: t.Any) -> bool:
+    """Whether two values are equal, with their types and tags. What is not plain data is the same only if it is one object."""
+    if one is other:
+        return True
+    if type(one) is not type(other) or compat.tags(one) != compat.tags(other):
+        return False
+    if isinstance(one, _PLAIN):
+        return bool(one == other)
+    if isinstance(one, compat.LAZY):
+        return False  # it would be templated
+    if isinstance(one, dict):
+        return len(one) == len(other) and all(map(_same_keys, one, other)) and all(map(same, one.values(), other.values()))
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return False
+
+
+def _same_keys(one: t.Any, other: t.Any) -> bool:
+    return type(one) is type(other) and bool(one == other)
+
+
+def differing(one: dict[str, t.Any], other: dict[str, t.Any]) -> set[str]:
+    """The names of a task's variables that are not the same."""
+    names = {name for name in one.keys() | other.keys() if name not in one or name not in other or not same(one[name], other[name])}
+    if 'vars' in names and isinstance(one.get('vars'), dict) and isinstance(other.get('vars'), dict):
+        names.discard('vars')  # up to 2.18: all of them once more
+        names |= differing(one['vars'], other['vars'])
+    return names
+
+
+def registered(task: t.Any) -> list[str]:
+    """The names that a task registers."""
+    return [task.register] if isinstance(task.register, str) else list(task.register or ())
+
+
+def naming(names: t.Iterable[str]) -> re.Pattern[str]:
+    """For ``says``."""
+    return re.compile('|'.join(rf'\b{re.escape(name)}\b' for name in names))
+
+
+def says(what: re.Pattern[str], value: t.Any, mark: str) -> bool:
+    """Whether a text with ``mark`` in it, anywhere in a value, says it. Variables refer to each other, in circles too."""
+    seen: set[int] = set()
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            if mark in value and what.search(value):
+                return True
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            values += value.values() if isinstance(value, dict) else value
+    return False
