@@ -141,16 +141,17 @@ def locked(lock: threading.Lock) -> t.Iterator[None]:
         lock.release()
 
 
-def turn() -> None:
-    """Before anything that others may notice, or that tells of what they do: a thread that is ahead waits for its turn."""
+def turn() -> bool:
+    """Before anything that others may notice, or that tells of what they do: a thread that is ahead waits for its turn. Returns whether it was."""
     mine = my_turn()
     if mine is None or mine.has_come() or importing():
-        return
+        return False
     _here.turn = None  # this wait is not one that it has to wait for
     try:
         mine.wait()
     finally:
         _here.turn = mine
+    return True
 
 
 def my_turn() -> t.Any:

@@ -10,6 +10,7 @@ import stat
 import typing as t
 
 import jinja2
+from ansible.errors import AnsibleFileNotFound
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import lookup_loader
 from ansible.vars import hostvars
@@ -85,7 +86,12 @@ def _is_pure(name: str, function: t.Any) -> bool:
 
 def _get_source(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     def get_source(*args: t.Any, **kwargs: t.Any) -> t.Any:
-        answer = original(*args, **kwargs)
+        try:
+            answer = original(*args, **kwargs)
+        except jinja2.TemplateNotFound:
+            if not baton.turn():
+                raise
+            answer = original(*args, **kwargs)  # it may have come meanwhile
         if (mine := baton.my_turn()) is not None:
             mine.files.saw(answer[1])
         return answer
@@ -181,7 +187,12 @@ class Loader(DataLoader):
         return super().get_real_file(file_path, *args, **kwargs)
 
     def path_dwim_relative_stack(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        found = super().path_dwim_relative_stack(*args, **kwargs)
+        try:
+            found = super().path_dwim_relative_stack(*args, **kwargs)
+        except AnsibleFileNotFound:
+            if not baton.turn():
+                raise
+            found = super().path_dwim_relative_stack(*args, **kwargs)  # it may have come meanwhile
         if found:
             self.files.saw(found)
         return found

@@ -238,7 +238,8 @@ class Readied:
         if not names <= set(sameness.registered(self.before)) or self._renders:
             return False
         said = re.compile('|'.join((*(rf'\b{re.escape(name)}\b' for name in names), *_COMPUTED)))
-        own = {key: value for key, value in self._task.dump_attrs().items() if key != 'register'}
+        task = host_task.copy_task(self._task)  # to be asked leaves traces on it
+        own = {key: value for key, value in task.dump_attrs().items() if key != 'register'}
         if sameness.says(said, own, '') or sameness.says(said, variables, '{'):
             return False
         for mine, new in ((self._job['task_vars'], variables), (self._job['task_vars'].get('vars'), variables.get('vars'))):

@@ -161,11 +161,31 @@ def test_what_is_made_ready_gives_the_same_events(run: Run, play: str, hosts: in
 def test_an_item_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, task: str, ahead: bool) -> None:
     task = task if task.startswith('{') else f'{{{task}}}'
     play = f'- hosts: all\n  gather_facts: false\n  tasks:\n  - {task[:-1]}, loop: [a, b, c]}}\n'
-    done = run(play, STUB_ITEMS='3' if ahead else '1', STUB_TRACE=str(tmp_path / 'trace'))
+    check_order(run(play, STUB_ITEMS='3' if ahead else '1', STUB_TRACE=str(tmp_path / 'trace')), tmp_path / 'trace', ahead)
+
+
+@pytest.mark.parametrize('strategy', ['linear', 'free'])
+@pytest.mark.parametrize(
+    ('tasks', 'ahead'),
+    [
+        (['command: echo', '{ping: {data: x}, become: true, when: 1 == 1}', 'command: "echo {{ out | upper }}"'], True),
+        (['{command: echo, register: r}', 'command: "echo {{ out }}"', '{command: echo, register: r}'], True),
+        (['{command: echo, register: r}', 'command: "echo {{ r.stdout }}"', 'command: echo'], False),
+        (['command: echo', 'command: "echo {{ lookup(\'env\', \'HOME\') }}"', 'command: "echo {{ hostvars | length }}"'], False),
+        (['command: echo', '{command: echo, run_once: true}', 'command: "echo {{ now() }}"'], False),
+    ],
+)
+def test_a_task_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, strategy: str, tasks: list[str], ahead: bool) -> None:
+    play = '- hosts: all\n  gather_facts: false\n  tasks:\n' + ''.join(f'  - {task}\n' for task in tasks)
+    trace = tmp_path / 'trace'
+    check_order(run(play, strategy=f'mitogen_{strategy}', STUB_ITEMS='3' if ahead else '1', STUB_TRACE=str(trace)), trace, ahead)
+
+
+def check_order(done: Ran, trace: pathlib.Path, ahead: bool) -> None:
     assert done.rc == 0, done.output
     one_by_one = [f'{what} {n}' for n in (1, 2, 3) for what in ('ready', 'asked', 'answered')]
     early = ['ready 1', 'asked 1', 'ready 2', 'answered 1', 'asked 2', 'ready 3', 'answered 2', 'asked 3', 'answered 3']
-    assert (tmp_path / 'trace').read_text().splitlines() == (early if ahead else one_by_one)
+    assert trace.read_text().splitlines() == (early if ahead else one_by_one)
 
 
 @pytest.mark.parametrize('strategy', ['linear', 'free', pytest.param('host_pinned', marks=pytest.mark.stress)])
