@@ -7,7 +7,6 @@ its variables are what they were, it goes on; if not, it is dropped, and the tas
 from __future__ import annotations
 
 import collections
-import re
 import threading
 import time
 import typing as t
@@ -237,7 +236,7 @@ class Readied:
             return True
         if not names <= set(sameness.registered(self.before)) or self._renders:
             return False
-        said = re.compile('|'.join((*(rf'\b{re.escape(name)}\b' for name in names), *_COMPUTED)))
+        said = sameness.naming(names, *_COMPUTED)
         task = host_task.copy_task(self._task)  # to be asked leaves traces on it
         own = {key: value for key, value in task.dump_attrs().items() if key != 'register'}
         if sameness.says(said, own, '') or sameness.says(said, variables, '{'):

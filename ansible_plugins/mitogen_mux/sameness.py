@@ -46,9 +46,9 @@ def registered(task: t.Any) -> list[str]:
     return [task.register] if isinstance(task.register, str) else list(task.register or ())
 
 
-def naming(names: t.Iterable[str]) -> re.Pattern[str]:
-    """For ``says``."""
-    return re.compile('|'.join(rf'\b{re.escape(name)}\b' for name in names))
+def naming(names: t.Iterable[str], *more: str) -> re.Pattern[str]:
+    """For ``says``: any of the names, or what an expression of ``more`` matches."""
+    return re.compile('|'.join((*(rf'\b{re.escape(name)}\b' for name in names), *more)))
 
 
 def says(what: re.Pattern[str], value: t.Any, mark: str) -> bool:
