@@ -6,7 +6,6 @@ its variables are what they were, it goes on; if not, it is dropped, and the tas
 
 from __future__ import annotations
 
-import collections
 import threading
 import time
 import typing as t
@@ -47,7 +46,8 @@ class Shelf:
         self.open = False
         """Whether anything is made ready: only where order.py keeps it from being noticed."""
         self._strategy, self._iterator, self._workers = strategy, iterator, workers
-        self._begun: collections.deque[HostTask] = collections.deque()
+        self._begun: dict[str, HostTask] = {}
+        """The last host-task of each host after which nothing was made ready yet, without its variables."""
         self._there: dict[str, Readied] = {}
         self._in_vain: set[str] = set()
         """Tasks after which the next one's variables were not what they had been."""
@@ -55,15 +55,15 @@ class Shelf:
     def begun(self, job: HostTask) -> None:
         """A host-task has been queued: the one after it may be made ready."""
         if self.open:
-            self._begun.append(job)
+            self._begun[job['host'].name] = {name: value for name, value in job.items() if name != 'task_vars'}
 
     def fill(self) -> None:
         """Until the main loop has something to do."""
         while self._begun and not self._workers.awake():
-            before = self._begun.popleft()
-            if (readied := self._next(before)) is not None:
-                self._drop(before['host'].name)
-                self._there[before['host'].name] = readied
+            host = next(iter(self._begun))
+            if (readied := self._next(self._begun.pop(host))) is not None:
+                self._drop(host)
+                self._there[host] = readied
                 self._workers.begin(readied)
 
     def claim(self, job: HostTask, ended: t.Callable[[int], None]) -> bool:
@@ -99,7 +99,7 @@ class Shelf:
 
     def _next(self, before: HostTask) -> Readied | None:
         host = before['host']
-        if before['task']._uuid in self._in_vain or set(vars_loader._plugin_instance_cache or ()) != {_VARS_PLUGIN}:
+        if before['task']._uuid in self._in_vain or set(getattr(vars_loader, '_plugin_instance_cache', None) or ()) != {_VARS_PLUGIN}:
             return None
         _, task = self._iterator.get_next_task_for_host(host, peek=True)
         if task is None or not _independent(task):
