@@ -223,6 +223,9 @@ class _Runner:
         self.acted.set()
         self._loop.begin_second()
 
+    def looking(self) -> None:
+        """Then the item has all that the one before it has brought."""
+
     def wait(self) -> None:
         """Raises Dropped if what the item has done so far was in vain."""
         loop = self._loop

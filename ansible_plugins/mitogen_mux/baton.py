@@ -33,6 +33,9 @@ class Turn(t.Protocol):
     def leaving(self) -> None:
         """Is told that the thread is about to wait for something else."""
 
+    def looking(self) -> None:
+        """Is told that it would look at what others do, were its turn not still to come."""
+
 
 class Cancelled(BaseException):
     """The run has ended, and the worker thread in which this is raised leaves its host-task where it stands."""
@@ -142,7 +145,7 @@ def locked(lock: threading.Lock) -> t.Iterator[None]:
 
 
 def turn() -> bool:
-    """Before anything that others may notice, or that tells of what they do: a thread that is ahead waits for its turn. Returns whether it was."""
+    """Before anything that others may notice: a thread that is ahead waits for its turn. Returns whether it was."""
     mine = my_turn()
     if mine is None or mine.has_come() or importing():
         return False
@@ -152,6 +155,13 @@ def turn() -> bool:
     finally:
         _here.turn = mine
     return True
+
+
+def look() -> None:
+    """Before anything that tells of what others do."""
+    if (mine := my_turn()) is not None and not mine.has_come():
+        mine.looking()
+        turn()
 
 
 def my_turn() -> t.Any:

@@ -376,6 +376,15 @@ def brings_variables(result: t.Any) -> bool:
     return bool(result.ansible_facts) or any(result.pending_changes.register_host_variables.values())
 
 
+def projects(task: t.Any) -> bool:
+    """Whether what a task registers is worked out by expressions of its own: since 2.21."""
+    if not isinstance(task.register, dict):
+        return False
+    from ansible._internal import _task
+
+    return any(expression != _task.POLYMORPHIC_RESULT_EXPRESSION for expression in task.register.values())
+
+
 def template_plugins() -> tuple[t.Any, t.Any, str]:
     """Where templates find their filters and tests; and the owner and name of what answers ``now()``: the function itself up to 2.18, the
     module datetime as it sees it since 2.19."""

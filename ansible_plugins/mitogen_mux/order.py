@@ -58,7 +58,7 @@ def installed() -> t.Iterator[None]:
 def _in_turn(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     @functools.wraps(original)
     def call(*args: t.Any, **kwargs: t.Any) -> t.Any:
-        baton.turn()
+        baton.look()
         return original(*args, **kwargs)
 
     return call
@@ -68,7 +68,7 @@ def _plugin(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     def getitem(self: t.Any, key: t.Any) -> t.Any:
         function = original(self, key)
         if (mine := baton.my_turn()) is not None and not mine.has_come() and not _is_pure(str(key), function):
-            baton.turn()
+            baton.look()
         return function
 
     return getitem
@@ -106,7 +106,7 @@ class _Dates:
         self._real = real
 
     def __getattr__(self, name: str) -> t.Any:
-        baton.turn()
+        baton.look()
         return getattr(self._real, name)
 
 

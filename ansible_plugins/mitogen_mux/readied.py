@@ -128,6 +128,16 @@ def _independent(task: t.Any) -> bool:
     )
 
 
+def _judges(task: t.Any) -> bool:
+    """Whether the task looks at variables once more when its result is there."""
+    conditions = [condition for name in ('changed_when', 'failed_when', 'until') for condition in _list(getattr(task, name))]
+    return compat.projects(task) or not all(isinstance(condition, bool) for condition in conditions)
+
+
+def _list(value: t.Any) -> list[t.Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 class Readied:
     """A host-task that was made ready; the turn of its thread (baton.Turn)."""
 
@@ -148,6 +158,8 @@ class Readied:
         self.files = order.Files()
         self._outbox = Outbox(job['final_q'])
         self._wake = threading.Event()
+        self._looks = False
+        """Whether it waits for its turn to look at what is not among its variables, by code that may look at all of them, too."""
         self._dropped = False
         self._ended: t.Callable[[int], None] | None = None
 
@@ -190,6 +202,9 @@ class Readied:
     def leaving(self) -> None:
         self.acted.set()
 
+    def looking(self) -> None:
+        self._looks = True
+
     def wait(self) -> None:
         """Raises Dropped if all was in vain."""
         while self._ended is None and not self._dropped:
@@ -229,19 +244,13 @@ class Readied:
         return True
 
     def _sees(self, variables: dict[str, t.Any]) -> bool:
-        """Whether these variables would have been the same for it. If others have been registered meanwhile that it does not look at, it
-        has them from now on."""
+        """Whether these variables would have been the same for it: only what has been registered meanwhile may differ, if it never looks at that."""
         names = sameness.differing(t.cast('dict[str, t.Any]', self._variables), variables)
         if not names:
             return True
-        if not names <= set(sameness.registered(self.before)) or self._renders:
+        if not names <= set(sameness.registered(self.before)) or self._renders or self._looks or _judges(self._task):
             return False
         said = sameness.naming(names, *_COMPUTED)
         task = host_task.copy_task(self._task)  # to be asked leaves traces on it
         own = {key: value for key, value in task.dump_attrs().items() if key != 'register'}
-        if sameness.says(said, own, '') or sameness.says(said, variables, '{'):
-            return False
-        for mine, new in ((self._job['task_vars'], variables), (self._job['task_vars'].get('vars'), variables.get('vars'))):
-            if isinstance(mine, dict) and isinstance(new, dict):
-                mine.update({name: new[name] for name in names if name in new})
-        return True
+        return not sameness.says(said, own, '') and not sameness.says(said, variables, '{')
