@@ -20,6 +20,9 @@ from .outbox import Outbox
 OLDEST = 1.0
 """Seconds after which a ``template`` that was made ready is dropped: it tells its file when it was rendered (template_run_date)."""
 
+MOST = 32
+"""Hosts that are kept in mind for it, with their variables."""
+
 _VARS_PLUGIN = 'ansible.builtin.host_group_vars'
 """The one that may be asked once more without anybody noticing."""
 
@@ -47,15 +50,16 @@ class Shelf:
         """Whether anything is made ready: only where order.py keeps it from being noticed."""
         self._strategy, self._iterator, self._workers = strategy, iterator, workers
         self._begun: dict[str, HostTask] = {}
-        """The last host-task of each host after which nothing was made ready yet, without its variables."""
+        """The last host-task of each host after which nothing was made ready yet."""
         self._there: dict[str, Readied] = {}
         self._in_vain: set[str] = set()
         """Tasks after which the next one's variables were not what they had been."""
 
     def begun(self, job: HostTask) -> None:
         """A host-task has been queued: the one after it may be made ready."""
-        if self.open:
-            self._begun[job['host'].name] = {name: value for name, value in job.items() if name != 'task_vars'}
+        name = job['host'].name
+        if self.open and (name in self._begun or len(self._begun) < MOST):
+            self._begun[name] = job
 
     def fill(self) -> None:
         """Until the main loop has something to do."""
@@ -106,9 +110,12 @@ class Shelf:
             return None
         return Readied({**before, 'task': task}, before['task'], self._variables)
 
-    def _variables(self, host: t.Any, task: t.Any) -> dict[str, t.Any]:
-        """As the strategy makes them for a host-task."""
-        strategy, play = self._strategy, self._iterator._play
+    def _variables(self, job: HostTask, before: t.Any) -> dict[str, t.Any]:
+        """What the strategy will give the host-task, if nothing changes them: those of the task before, if the two have all in common that
+        decides about variables, or new ones."""
+        strategy, play, host, task = self._strategy, self._iterator._play, job['host'], job['task']
+        if task._parent is before._parent and task._role is before._role and not task.vars and not before.vars:
+            return dict(job['task_vars'])
         hosts, all_hosts = strategy._hosts_cache, strategy._hosts_cache_all
         variables: dict[str, t.Any] = strategy._variable_manager.get_vars(play=play, host=host, task=task, _hosts=hosts, _hosts_all=all_hosts)
         strategy.add_tqm_variables(variables, play=play)
@@ -141,7 +148,7 @@ def _list(value: t.Any) -> list[t.Any]:
 class Readied:
     """A host-task that was made ready; the turn of its thread (baton.Turn)."""
 
-    def __init__(self, job: HostTask, before: t.Any, variables: t.Callable[[t.Any, t.Any], dict[str, t.Any]]) -> None:
+    def __init__(self, job: HostTask, before: t.Any, variables: t.Callable[[HostTask, t.Any], dict[str, t.Any]]) -> None:
         self.before = before
         """The task that the host is at work on meanwhile."""
         self.acted = threading.Event()
@@ -185,7 +192,7 @@ class Readied:
         job = self._job
         try:
             with compat.display_through(self._outbox):
-                variables = self._get_variables(job['host'], job['task'])
+                variables = self._get_variables(job, self.before)
                 self._job = job = host_task.own({**job, 'task_vars': variables, 'final_q': self._outbox})
                 if isolation.guesses(job) or isolation.reason(job):
                     return False

@@ -48,7 +48,8 @@ class Workers:
 
     def __call__(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         job = SIGNATURE.bind(*args, **kwargs).arguments
-        self.shelf.begun(job)
+        if not self.dealer.deals():
+            self.shelf.begun(job)
         why = isolation.reason(job)
         if not why:
             return ThreadWorker(self, job)
