@@ -114,7 +114,7 @@ class Shelf:
         """What the strategy will give the host-task, if nothing changes them: those of the task before, if the two have all in common that
         decides about variables, or new ones."""
         strategy, play, host, task = self._strategy, self._iterator._play, job['host'], job['task']
-        if task._parent is before._parent and task._role is before._role and not task.vars and not before.vars:
+        if task._parent is before._parent and task._role is before._role and not (task.vars or before.vars or before.delegate_to):
             return dict(job['task_vars'])
         hosts, all_hosts = strategy._hosts_cache, strategy._hosts_cache_all
         variables: dict[str, t.Any] = strategy._variable_manager.get_vars(play=play, host=host, task=task, _hosts=hosts, _hosts_all=all_hosts)
