@@ -2,7 +2,8 @@
 
 STUB_DELAYS is the longest delay of an answer in milliseconds, drawn at random from
 STUB_LEAST (a part of it) on. What a module answers is told by its parameters alone, so
-that two runs are the same.
+that two runs are the same. STUB_FAILS is the part of these answers that are failures; a
+fourth as many are of a host that is gone.
 
 STUB_ITEMS is the number of a loop's items: none but the last is answered until the next
 has come as far as its module. What happens is written to the file STUB_TRACE."""
@@ -26,8 +27,10 @@ from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
 
 DELAY = float(os.environ.get('STUB_DELAYS', '0')) / 1000
 LEAST = float(os.environ.get('STUB_LEAST', '0'))
+FAILS = float(os.environ.get('STUB_FAILS', '0'))
 ITEMS = int(os.environ.get('STUB_ITEMS', '0'))
-MODES = {'stat': {'stat': {'exists': False}}, 'find': {'files': []}, 'slurp': {'content': 'aGk=', 'encoding': 'base64'}}
+MODES = {'stat': {'stat': {'exists': False}}, 'find': {'files': []}, 'slurp': {'content': 'aGk=', 'encoding': 'base64'}, 'ping': {'ping': 'pong'}}
+SYSTEM = {'ansible_distribution': 'Stub', 'ansible_distribution_version': '1', 'ansible_os_family': 'Stub'}
 
 
 def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, bytes]:
@@ -39,7 +42,9 @@ def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, by
     if name.rpartition('.')[2] == 'command':
         result.update(cmd=raw.split(), stdout=raw.removeprefix('echo '), stderr='', rc=int(raw.startswith('false')), changed=True)
     if name.rpartition('.')[2] == 'setup':
-        result['ansible_facts'] = {'ansible_hostname': host, 'ansible_n': ''.join(args.get('filter') or [])}
+        result['ansible_facts'] = {'ansible_hostname': host, 'ansible_n': ''.join(args.get('filter') or []), **SYSTEM}
+    if args.get('path') == '/stub/folder':
+        result['stat'] = {'exists': True, 'isdir': True}
     verb, _, words = raw.partition(' ')
     # As a target may that is the controller:
     if str(args.get('path', '')).endswith('-grown'):
@@ -51,11 +56,11 @@ def answer(name: str, args: dict[str, t.Any], host: str) -> tuple[int, bytes, by
         with open(path, 'w') as file:
             file.write(text or f'{time.time():.6f}')
         result.update(cmd=verb, stdout=text)
-    if raw.startswith('unreachable'):
+    if raw.startswith('unreachable') or digest[1] < FAILS * 64:
         raise RpcError(14, 'gone', error_pb2.Error(kind=error_pb2.Error.UNREACHABLE, host=host, message='gone'))
     if raw.startswith('garbage'):
         return 1, b'no json', b'Traceback: no\n'
-    if raw.startswith('false') or args.get('data') == 'crash':
+    if raw.startswith('false') or args.get('data') == 'crash' or digest[2] < FAILS * 256:
         result.update(failed=True, msg='non-zero return code')
     return 0, json.dumps(result).encode(), b''
 
@@ -126,6 +131,8 @@ class StubSession:
                     stdout = b'{"started": 1, "finished": 0, "ansible_job_id": "j1.1", "results_file": "/stub/j1.1", "changed": true}'
                 elif 'mkdir -p' in script and 'ansible-tmp' in script:
                     stdout = b'ansible-tmp-1=/tmp/ansible-tmp-1\n'
+                elif 'boot-time' in script:
+                    stdout = f'{time.time()}'.encode()
                 elif script.startswith('echo ~') or 'echo ~' in script:
                     stdout = b'/home/stub\n'
                 else:

@@ -16,6 +16,9 @@ import time
 import typing as t
 
 import pytest
+import yaml
+
+from mitogen_mux import isolation
 
 pytestmark = pytest.mark.slow
 
@@ -91,16 +94,24 @@ def run(tmp_path: pathlib.Path) -> Run:
         )
 
     def finish(process: subprocess.Popen[str]) -> Ran:
-        output = process.communicate(timeout=1800)[0]  # of sixty thousand tasks on a machine with much else to do
+        try:
+            output = process.communicate(timeout=3600)[0]  # of sixty thousand tasks on a machine with much else to do
+        finally:
+            process.kill()  # nothing of one that has ended
         log = tmp_path / 'events'
         lines = VOLATILE.sub('VOLATILE', log.read_text()).splitlines() if log.exists() else []
-        return Ran(process.returncode, [json.loads(line) for line in lines], output)
+        return Ran(process.returncode, [json.loads(line, object_hook=untimed) for line in lines], output)
 
     def ran(*args: t.Any, **kwargs: t.Any) -> Ran:
         return finish(start(*args, **kwargs))
 
     ran.start, ran.finish = start, finish  # type: ignore[attr-defined]
     return ran
+
+
+def untimed(found: Event) -> Event:
+    """How long a host was waited for is no result."""
+    return {key: value for key, value in found.items() if key != 'elapsed'}
 
 
 def compare(plain: Ran, ours: Ran, whole: bool) -> None:
@@ -328,8 +339,43 @@ def test_forks_among_busy_threads_do_not_deadlock(run: Run, hosts: int, times: i
     assert sum(event['event'] == 'runner_on_failed' for event in done.events) == 0
 
 
+def test_the_stress_play_has_every_action_that_threads_run() -> None:
+    tasks = yaml.safe_load((PLAYS / 'stress.yml').read_text())[0]['tasks']
+    used = {action for task in tasks for action in task}
+    assert isolation.ACTIONS.keys() - {'normal'} <= used
+    assert 'ping' in used  # a module without an action plugin of its own: normal
+
+
+STRESS = {'STUB_DELAYS': '50', 'STUB_FAILS': '0.15'}
+
+
 @pytest.mark.stress
-def test_stress(run: Run) -> None:
+def test_stress_gives_the_same_results_ten_times(run: Run) -> None:
+    """Fifty hosts, forty tasks, delays and failures at random: each time what plain Ansible gives."""
+    plain = run(PLAYS / 'stress.yml', 50, forks=50, strategy='linear', **STRESS)
+    failed = sum(event['event'] == 'runner_on_failed' for event in plain.events)
+    unreachable = sum(event['event'] == 'runner_on_unreachable' for event in plain.events)
+    assert failed > 100 and unreachable > 20, (failed, unreachable)
+    for forks, worker in [(50, 'thread'), (50, 'processes'), (50, 'fork'), (13, 'thread'), (13, 'processes')] * 2:
+        compare(plain, run(PLAYS / 'stress.yml', 50, forks=forks, worker=worker, **STRESS), whole=False)
+
+
+@pytest.mark.stress
+def test_stress_of_two_hundred_hosts_and_two_hundred_tasks(run: Run) -> None:
+    """Five times the forty: the first ten hosts' results are what plain Ansible gives, and each host's are the same from the second time on."""
+    five = f'- import_playbook: {PLAYS}/stress.yml\n' * 5
+    plain = run(five, 10, forks=10, strategy='linear', **STRESS)
+    ours = run(five, 200, forks=200, worker='processes', **STRESS)
+    compare(plain, ours, whole=False)
+    by_host = ours.by_host()
+    for host in [f'h{n}' for n in range(200)]:
+        events = by_host[host]
+        once = len(events) // 5
+        assert once > 40 and events[once:] == 4 * events[once : 2 * once], host  # the first time groups are made
+
+
+@pytest.mark.stress
+def test_mix_of_fifty_hosts(run: Run) -> None:
     """Many hosts, random delays, failures: the same each time."""
     first = run(PLAYS / 'mix.yml', 50, forks=50, STUB_DELAYS='50')
     for forks, worker in ((13, 'thread'), (50, 'processes')):
