@@ -35,6 +35,10 @@ VOLATILE = re.compile(
 """What is drawn by chance, has a process number or is the time."""
 
 
+SILENCE = 300
+"""Seconds without an event after which a run is taken to hang: sixty thousand tasks may take an hour on a machine with much else to do."""
+
+
 class Ran(t.NamedTuple):
     rc: int
     events: list[Event]
@@ -94,11 +98,16 @@ def run(tmp_path: pathlib.Path) -> Run:
         )
 
     def finish(process: subprocess.Popen[str]) -> Ran:
-        try:
-            output = process.communicate(timeout=3600)[0]  # of sixty thousand tasks on a machine with much else to do
-        finally:
-            process.kill()  # nothing of one that has ended
-        log = tmp_path / 'events'
+        log, size = tmp_path / 'events', -1
+        while True:
+            try:
+                output = process.communicate(timeout=SILENCE)[0]
+                break
+            except subprocess.TimeoutExpired:
+                before, size = size, log.stat().st_size if log.exists() else 0
+                if size == before:
+                    process.kill()
+                    raise
         lines = VOLATILE.sub('VOLATILE', log.read_text()).splitlines() if log.exists() else []
         return Ran(process.returncode, [json.loads(line, object_hook=untimed) for line in lines], output)
 
