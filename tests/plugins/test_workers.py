@@ -184,7 +184,7 @@ def test_an_item_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, 
     check_order(run(play, STUB_ITEMS='3' if ahead else '1', STUB_TRACE=str(tmp_path / 'trace')), tmp_path / 'trace', ahead)
 
 
-@pytest.mark.parametrize('strategy', ['linear', 'free'])
+@pytest.mark.parametrize('strategy', ['linear', pytest.param('free', marks=pytest.mark.stress)])
 @pytest.mark.parametrize(
     ('tasks', 'ahead'),
     [
