@@ -1,13 +1,11 @@
 package sshlink
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"net"
 	"slices"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -216,73 +214,4 @@ func (a *attempt) algorithms(to *ssh.Config) error {
 	}
 	to.RekeyThreshold = a.cfg.RekeyBytes
 	return nil
-}
-
-// wire is the connection below SSH. It counts, and remembers what went wrong first.
-type wire struct {
-	net.Conn
-	greeted  func() // called once the server has begun its version
-	greeting []byte // the end of what came before that; one reader at a time
-	heard    bool
-	received atomic.Int64
-	sent     atomic.Int64
-	closed   atomic.Bool // by us: what Read and Write say then is no news
-	mu       sync.Mutex
-	err      error
-}
-
-func (w *wire) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
-	if n > 0 {
-		w.received.Add(int64(n))
-		w.listen(p[:n])
-	}
-	w.note(err)
-	return n, err
-}
-
-// listen waits for a line that begins as a version does (RFC 4253 section 4.2).
-func (w *wire) listen(p []byte) {
-	if w.heard {
-		return
-	}
-	const version = "\nSSH-"
-	w.greeting = append(w.greeting, p...)
-	if w.heard = bytes.Contains(w.greeting, []byte(version)); w.heard {
-		w.greeting = nil
-		w.greeted()
-	} else if over := len(w.greeting) - len(version); over > 0 {
-		w.greeting = append(w.greeting[:0], w.greeting[over:]...)
-	}
-}
-
-func (w *wire) Write(p []byte) (int, error) {
-	n, err := w.Conn.Write(p)
-	w.sent.Add(int64(n))
-	w.note(err)
-	return n, err
-}
-
-// Close implements net.Conn.
-func (w *wire) Close() error {
-	w.closed.Store(true)
-	return w.Conn.Close()
-}
-
-func (w *wire) note(err error) {
-	if err == nil || w.closed.Load() {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.err == nil {
-		w.err = err
-	}
-}
-
-// lost is what ended the connection, nil if nothing did or we have.
-func (w *wire) lost() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.err
 }
