@@ -21,6 +21,7 @@ import resource
 import select
 import signal
 import sys
+from _io import FileIO
 try:
     from _signal import SIG_DFL, signal as handle   # without the enumerations of Python 3, whose pages each job would copy
 except ImportError:
@@ -108,6 +109,7 @@ class Agent(object):
         self.resolver = None    # res_init, if it has to be called
         self.packages = dated(package_folders())    # as this interpreter found them when it started
         self.streams = {}
+        self.owing = set()      # streams that are to give credit
         self.chains = {}
         self.folders = {}       # made and not removed: whose they are
         self.last = 0           # highest stream number seen
@@ -115,7 +117,7 @@ class Agent(object):
         self.gathered = False   # what jobs of one payload need is there, and in huge pages
         self.memory = 0         # KiB, as the daemon knows
         self.lost = self.stopping = False
-        self.inbox = bytearray()
+        self.inbox = Inbox()
         self.urgent = collections.deque()
         self.bulk = collections.deque()     # (stream, frame)
         self.waiting = 0                    # bytes in bulk
@@ -167,6 +169,7 @@ class Agent(object):
         while null < 3:
             null = os.dup(null)     # some of 0, 1, 2 were closed: now they are not
         self.link_in, self.link_out = [roomy(unblocking(os.dup(fd))) for fd in (0, 1)]
+        self.link_file = FileIO(self.link_in, closefd=False)
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.close(null)
@@ -227,6 +230,8 @@ class Agent(object):
 
     def flush(self):
         """Writes what the link takes."""
+        while self.owing:
+            self.owing.pop().repay()
         behind = self.waiting >= HIGH_WATER
         while not self.lost and (self.chunk or self.urgent or self.bulk):
             self.chunk = self.chunk or memoryview(self.gather())
@@ -244,22 +249,24 @@ class Agent(object):
                 source.update()
 
     def receive(self):
-        """Takes what the link has."""
-        try:
-            data = os.read(self.link_in, PIPE_SIZE)
-        except OSError as e:
-            if e.errno in (errno.EAGAIN, errno.EINTR):
+        """Takes what the link has, and if that was much, what has come meanwhile: one frame gives credit for both."""
+        for _ in range(2):
+            try:
+                n = self.link_file.readinto(self.inbox.room())
+            except EnvironmentError as e:
+                n = None if e.errno == errno.EINTR else 0
+            if n is None:
                 return
-            data = b''
-        if not data:
-            return self.lose()
-        self.inbox += data
-        try:
-            for kind, number, payload in decode(self.inbox):
-                self.dispatch(kind, number, payload)
-        except ProtocolError as e:
-            os.write(2, to_bytes('mitogen-mux: the link ends: %s\n' % e))
-            self.lose()
+            if not n:
+                return self.lose()
+            try:
+                for kind, number, payload in self.inbox.frames(n):
+                    self.dispatch(kind, number, payload)
+            except ProtocolError as e:
+                os.write(2, to_bytes('mitogen-mux: the link ends: %s\n' % e))
+                return self.lose()
+            if n < READ_SIZE:
+                return
 
     def dispatch(self, kind, number, payload):
         if kind == KEEP:

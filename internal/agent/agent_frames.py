@@ -51,19 +51,36 @@ def encode(kind, stream, payload=b''):
     return HEADER.pack(len(payload), kind, stream) + payload
 
 
-def decode(buffer):
-    """Takes whole frames off the front of a bytearray: yields (kind, stream, payload), leaves the rest."""
-    while len(buffer) >= HEADER.size:
-        length, kind, stream = HEADER.unpack(bytes(buffer[:HEADER.size]))
-        least, most = DOWN.get(kind, (0, -1))
-        if not least <= length <= most or (stream == 0) != (kind in ON_LINK) or (kind == DROP and length % 32):
-            raise ProtocolError('a frame of type %d and %d bytes on stream %d' % (kind, length, stream))
-        end = HEADER.size + length
-        if len(buffer) < end:
-            return
-        payload = memoryview(buffer)[HEADER.size:end].tobytes()
-        del buffer[:end]
-        yield kind, stream, payload
+class Inbox(object):
+    """What has come and was not taken yet: put into room(), taken by frames(). Nothing else holds or copies the bytes of large frames."""
+
+    def __init__(self):
+        self.buffer = memoryview(bytearray(3 * MAX_PAYLOAD))
+        self.start = self.end = 0
+
+    def room(self):
+        """Where bytes that come go."""
+        if self.start == self.end:
+            self.start = self.end = 0
+        elif self.start + HEADER.size + MAX_PAYLOAD > len(self.buffer):     # the frame that has begun would not fit
+            begun = self.buffer[self.start:self.end].tobytes()
+            self.start, self.end = 0, len(begun)
+            self.buffer[:self.end] = begun
+        return self.buffer[self.end:]
+
+    def frames(self, n):
+        """n bytes have come: yields the frames that are whole as (kind, stream, payload)."""
+        self.end += n
+        while self.end - self.start >= HEADER.size:
+            at = self.start + HEADER.size
+            length, kind, stream = HEADER.unpack(self.buffer[self.start:at].tobytes())
+            least, most = DOWN.get(kind, (0, -1))
+            if not least <= length <= most or (stream == 0) != (kind in ON_LINK) or (kind == DROP and length % 32):
+                raise ProtocolError('a frame of type %d and %d bytes on stream %d' % (kind, length, stream))
+            if self.end < at + length:
+                return
+            self.start = at + length
+            yield kind, stream, self.buffer[at:self.start].tobytes()
 
 
 def pack(*fields):

@@ -246,10 +246,16 @@ class Stream(object):
 
     def took(self, n):
         self.owed += n
-        if self.owed >= CREDIT_AT and not self.done:
-            self.agent.send(CREDIT, self.number, NUMBER.pack(self.owed))
-            self.allowance += self.owed
-            self.owed = 0
+        if self.owed >= CREDIT_AT:
+            self.agent.owing.add(self)
+
+    def repay(self):
+        """Gives credit for what was taken, a whole number of steps."""
+        if not self.done:
+            credit = self.owed - self.owed % CREDIT_AT
+            self.agent.send(CREDIT, self.number, NUMBER.pack(credit))
+            self.allowance += credit
+            self.owed -= credit
 
     def produced(self, kind, data):
         """A source has data."""

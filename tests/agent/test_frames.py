@@ -12,7 +12,10 @@ CHECK = r'''
 import binascii, json, os, sys
 agent = {}
 exec(compile(open(sys.argv[1], 'rb').read(), 'agent', 'exec'), agent)
-folder, checked = sys.argv[2], 0
+folder, checked, downs = sys.argv[2], 0, []
+def come(inbox, raw):
+    inbox.room()[:len(raw)] = raw
+    return list(inbox.frames(len(raw)))
 unhex = lambda text: binascii.unhexlify(text.encode('ascii'))
 for case in json.load(open(os.path.join(folder, 'golden.json'))):
     raw = open(os.path.join(folder, case['file']), 'rb').read()
@@ -20,14 +23,12 @@ for case in json.load(open(os.path.join(folder, 'golden.json'))):
     assert agent['encode'](case['type'], case['stream'], payload) == raw, case['name']
     fields = [(f['tag'], unhex(f.get('value', ''))) for f in case.get('fields') or []]
     if case['way'] == 'down':
-        whole, drop = [(case['type'], case['stream'], payload)], bytearray(raw)
-        assert list(agent['decode'](drop)) == whole and not drop, case['name']
-        buffer, got = bytearray(), []
-        for byte in bytearray(raw):
-            assert got == []
-            buffer.append(byte)
-            got += agent['decode'](buffer)
-        assert got == whole, case['name']
+        whole = [(case['type'], case['stream'], payload)]
+        inbox = agent['Inbox']()
+        assert come(inbox, raw) == whole, case['name']
+        for at in range(len(raw)):
+            assert come(inbox, raw[at:at + 1]) == whole * (at + 1 == len(raw)), case['name']
+        downs.append((raw, whole))
     elif fields and all(value for _, value in fields):
         assert agent['pack'](*fields) == payload, case['name']
     if case['type'] == agent['OPEN']:
@@ -43,6 +44,17 @@ for case in json.load(open(os.path.join(folder, 'golden.json'))):
             except agent['Failure'] as e:
                 assert e.kind == 'bad-request'
     checked += 1
+large = b'large' * 26214
+downs.append((agent['encode'](agent['DATA'], 7, large), [(agent['DATA'], 7, large)]))
+stream, whole = b''.join(raw for raw, _ in downs) * 9, [frame for _, frames in downs for frame in frames] * 9
+for step in (1000, 65536, 100003, 131081):
+    inbox, got, at = agent['Inbox'](), [], 0
+    while at < len(stream):
+        part = stream[at:at + min(step, len(inbox.room()))]
+        assert part, step
+        got += come(inbox, part)
+        at += len(part)
+    assert got == whole and not inbox.end - inbox.start, step
 print(checked)
 '''
 
