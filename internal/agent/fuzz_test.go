@@ -142,7 +142,7 @@ func FuzzLink(f *testing.F) {
 		for {
 			frame, err := readFrame(in, up, allocate)
 			if err == nil {
-				err = l.accept(frame)
+				err = l.accept(&frame)
 			}
 			if err != nil {
 				break

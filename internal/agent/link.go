@@ -350,27 +350,25 @@ func (l *Link) read() {
 	defer l.ended()
 	var small [4 << 10]byte
 	for {
-		var large []byte // borrowed: an idle link keeps none
 		f, err := readFrame(l.in, up, func(n int) []byte {
 			if n <= len(small) {
 				return small[:n]
 			}
-			large = buffers.borrow()[:n]
-			return large
+			return buffers.borrow()[:n] // an idle link keeps none
 		})
 		if err == nil {
-			err = l.accept(f)
+			err = l.accept(&f)
 		}
-		if err != nil { // large may still be in use
+		if err != nil { // what was borrowed may still be in use
 			l.fail(l.reason(err))
 			return
 		}
-		buffers.giveBack(large)
+		buffers.giveBack(f.Payload)
 	}
 }
 
-// accept believes a frame, or returns why it ends the link.
-func (l *Link) accept(f Frame) error {
+// accept believes a frame, or returns why it ends the link. What it keeps of it is the frame's no more.
+func (l *Link) accept(f *Frame) error {
 	l.mu.Lock()
 	l.received += int64(headerLength + len(f.Payload))
 	l.heard = true
@@ -446,7 +444,7 @@ func (l *Link) acceptLog(payload []byte) error {
 }
 
 // acceptOnStream hands a frame to its stream.
-func (l *Link) acceptOnStream(f Frame) error {
+func (l *Link) acceptOnStream(f *Frame) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s, ok := l.streams[f.Stream]

@@ -204,7 +204,7 @@ func (m *creditModel) write(t *rapid.T) {
 
 func (m *creditModel) give(t *rapid.T) {
 	n := rapid.IntRange(0, m.owed+1).Draw(t, "credit")
-	err := m.l.accept(Frame{TypeCredit, m.s.id, binary.BigEndian.AppendUint32(nil, uint32(n))})
+	err := m.l.accept(&Frame{TypeCredit, m.s.id, binary.BigEndian.AppendUint32(nil, uint32(n))})
 	if (err == nil) != (n > 0 && n <= m.owed) {
 		t.Fatalf("CREDIT of %d for %d: %v", n, m.owed, err)
 	}
@@ -218,7 +218,7 @@ func (m *creditModel) say(t *rapid.T) {
 	n := rapid.SampledFrom([]int{1, 1000, 70000, MaxPayload}).Draw(t, "n")
 	p := bytes.Repeat([]byte{rapid.Byte().Draw(t, "byte")}, n)
 	typ := map[Channel]FrameType{Stdout: TypeData, Stderr: TypeErr, TTY: TypeTTY}[ch]
-	err := m.l.accept(Frame{typ, m.s.id, p})
+	err := m.l.accept(&Frame{typ, m.s.id, p})
 	switch { // in between, CREDIT is on its way: no honest agent counts on it, and none gains by it
 	case err != nil && n <= m.window:
 		t.Fatalf("%d bytes with a window of %d: %v", n, m.window, err)

@@ -73,7 +73,7 @@ func (m *passedModel) credit(t *rapid.T) {
 		return
 	}
 	n := rapid.IntRange(1, a.owed).Draw(t, "credit")
-	if err := m.l.accept(Frame{TypeCredit, a.s.id, binary.BigEndian.AppendUint32(nil, uint32(n))}); err != nil {
+	if err := m.l.accept(&Frame{TypeCredit, a.s.id, binary.BigEndian.AppendUint32(nil, uint32(n))}); err != nil {
 		t.Fatalf("CREDIT of %d for %d: %v", n, a.owed, err)
 	}
 	a.owed -= n

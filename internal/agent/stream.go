@@ -89,30 +89,6 @@ type Stream struct {
 	discarded bool // nobody receives any more
 }
 
-// pending is what has come on a channel and was not received.
-type pending struct {
-	parts [][]byte // at most MaxPayload each
-	since uint64   // which arrival is the first of them
-}
-
-// add keeps a copy of b.
-func (p *pending) add(b []byte) {
-	if last := len(p.parts) - 1; last >= 0 && len(p.parts[last])+len(b) <= MaxPayload {
-		p.parts[last] = append(p.parts[last], b...)
-		return
-	}
-	p.parts = append(p.parts, append(buffers.room(len(b)), b...))
-}
-
-// size is how many bytes there are.
-func (p *pending) size() int {
-	n := 0
-	for _, part := range p.parts {
-		n += len(part)
-	}
-	return n
-}
-
 // Open asks the agent for r. The stream counts as open at once, whether or not the agent has said HELLO.
 func (l *Link) Open(ctx context.Context, r Request) (*Stream, error) {
 	if ctx.Err() != nil {
@@ -382,7 +358,7 @@ func (s *Stream) closeSend() error {
 }
 
 // accept believes a frame of the agent on the stream, or returns why it ends the link.
-func (s *Stream) accept(f Frame) error {
+func (s *Stream) accept(f *Frame) error {
 	switch f.Type {
 	case TypeCredit:
 		return s.acceptCredit(binary.BigEndian.Uint32(f.Payload))
@@ -425,7 +401,7 @@ func (s *Stream) acceptCredit(n uint32) error {
 	return nil
 }
 
-func (s *Stream) acceptOutput(f Frame) {
+func (s *Stream) acceptOutput(f *Frame) {
 	s.up.arrive(len(f.Payload))
 	s.widen()
 	if s.discarded {
@@ -437,7 +413,7 @@ func (s *Stream) acceptOutput(f Frame) {
 		s.arrivals++
 		p.since = s.arrivals
 	}
-	p.add(f.Payload)
+	p.add(f)
 }
 
 func channelOf(t FrameType) Channel {
