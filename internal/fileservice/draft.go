@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,9 @@ type draft struct {
 
 // tellEvery is how much is written before the disk begins with it: what it does beside the transfer the commit need not wait for.
 const tellEvery = 16 << 20
+
+// writeSize is how much is written at once, as scp does: with this the system has had the least work by far (decision 8).
+const writeSize = 32 << 10
 
 // newDraft begins one. An existing file keeps its owner and mode, and must be writable; a new one gets 0666 less umask. Both is what sftp's get leaves, as far as the
 // controller alone can tell.
@@ -54,8 +58,10 @@ func newDraft(path string, umask uint32) (*draft, error) {
 }
 
 func (d *draft) write(p []byte) error {
-	if _, err := d.file.Write(p); err != nil {
-		return localFault("write", d.dest, err)
+	for part := range slices.Chunk(p, writeSize) {
+		if _, err := d.file.Write(part); err != nil {
+			return localFault("write", d.dest, err)
+		}
 	}
 	if d.written += int64(len(p)); d.written-d.told >= tellEvery {
 		writeBack(d.file, d.told, d.written-d.told)
