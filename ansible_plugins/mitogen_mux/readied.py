@@ -236,7 +236,7 @@ class Readied:
     def fits(self, job: HostTask) -> bool:
         """Whether this is what the strategy has queued, and it would have done nothing else so far."""
         task = job['task']
-        if self._variables is None or task is not self._task or job['play_context'] is not self._job['play_context']:
+        if self._variables is None or task is not self._task or any(job[name] is not self._job[name] for name in ('host', 'play_context')):
             return False
         attributes = task.__dict__
         if sameness.differing(self._attributes, attributes) - {'_name'} or not self.files.unchanged():
