@@ -190,13 +190,13 @@ class _Runner:
     def installed(self) -> t.Iterator[None]:
         """Its executor is watched, and all it says goes through the outbox."""
         executor = self.executor
-        queue, loader = executor._final_q, executor._loader
-        executor._final_q, executor._loader, executor._execute = self.outbox, order.Loader.watching(loader, self.files), self._execute
+        queue = executor._final_q
+        executor._final_q, executor._execute = self.outbox, self._execute
         try:
             with compat.display_through(self.outbox):
                 yield
         finally:
-            executor._final_q, executor._loader = queue, loader
+            executor._final_q = queue
             del executor._execute
 
     def begin(self, item: int) -> None:

@@ -144,17 +144,16 @@ def locked(lock: threading.Lock) -> t.Iterator[None]:
         lock.release()
 
 
-def turn() -> bool:
-    """Before anything that others may notice: a thread that is ahead waits for its turn. Returns whether it was."""
+def turn() -> None:
+    """Before anything that others may notice: a thread that is ahead waits for its turn."""
     mine = my_turn()
     if mine is None or mine.has_come() or importing():
-        return False
+        return
     _here.turn = None  # this wait is not one that it has to wait for
     try:
         mine.wait()
     finally:
         _here.turn = mine
-    return True
 
 
 def look() -> None:

@@ -10,8 +10,7 @@ import stat
 import typing as t
 
 import jinja2
-from ansible.errors import AnsibleFileNotFound
-from ansible.parsing.dataloader import DataLoader
+from ansible.parsing import dataloader
 from ansible.plugins.loader import lookup_loader
 from ansible.vars import hostvars
 
@@ -45,7 +44,8 @@ def installed() -> t.Iterator[None]:
     """As long as this lasts: lookups, the time, variables of other hosts, and filters and tests that are not known to be pure."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(replaced(lookup_loader, 'get', _in_turn(lookup_loader.get)))
-        stack.enter_context(replaced(jinja2.FileSystemLoader, 'get_source', _get_source(jinja2.FileSystemLoader.get_source)))
+        for module in (dataloader, jinja2.loaders):
+            stack.enter_context(replaced(module, 'os', _Os()))
         intercept, owner, name = compat.template_plugins()
         stack.enter_context(replaced(intercept, '__getitem__', _plugin(intercept.__getitem__)))
         for looks in ('raw_get', '__contains__', '__iter__', '__len__'):
@@ -84,19 +84,13 @@ def _is_pure(name: str, function: t.Any) -> bool:
     return code.co_filename.startswith(_PURE) and name.rpartition('.')[2] not in _IMPURE
 
 
-def _get_source(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
-    def get_source(*args: t.Any, **kwargs: t.Any) -> t.Any:
-        try:
-            answer = original(*args, **kwargs)
-        except jinja2.TemplateNotFound:
-            if not baton.turn():
-                raise
-            answer = original(*args, **kwargs)  # it may have come meanwhile
+def _noting(original: t.Callable[..., bool]) -> t.Callable[..., bool]:
+    def look(path: t.Any) -> bool:
         if (mine := baton.my_turn()) is not None:
-            mine.files.saw(answer[1])
-        return answer
+            mine.files.saw(path)
+        return original(path)
 
-    return get_source
+    return look
 
 
 class _Dates:
@@ -108,6 +102,27 @@ class _Dates:
     def __getattr__(self, name: str) -> t.Any:
         baton.look()
         return getattr(self._real, name)
+
+
+class _Os:
+    """Stands for the module ``os`` where the core and Jinja look for files. No error ever passes through it, for its lines would be in what users see."""
+
+    def __init__(self) -> None:
+        self.path = _Path()
+
+    def __getattr__(self, name: str) -> t.Any:
+        if name == 'listdir':
+            baton.turn()
+        return getattr(os, name)
+
+
+class _Path:
+    """And for ``os.path``: what is looked at is noted, whether it is there or not."""
+
+    exists, isdir, isfile = (staticmethod(_noting(look)) for look in (os.path.exists, os.path.isdir, os.path.isfile))
+
+    def __getattr__(self, name: str) -> t.Any:
+        return getattr(os.path, name)
 
 
 class Files:
@@ -142,57 +157,3 @@ def _identity(path: str) -> _Identity:
     if stat.S_ISDIR(info.st_mode):
         return (info.st_dev, info.st_ino)
     return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
-
-
-class Loader(DataLoader):
-    """The core's loader, which notes what is looked at."""
-
-    files: Files
-
-    @classmethod
-    def watching(cls, real: t.Any, files: Files) -> t.Any:
-        """``real`` with the same state."""
-        loader = object.__new__(cls)
-        loader.__dict__.update(real.__dict__)
-        loader.files = files
-        return loader
-
-    def path_exists(self, path: t.Any) -> t.Any:
-        self.files.saw(self.path_dwim(path))
-        return super().path_exists(path)
-
-    def is_file(self, path: t.Any) -> t.Any:
-        self.files.saw(self.path_dwim(path))
-        return super().is_file(path)
-
-    def is_directory(self, path: t.Any) -> t.Any:
-        self.files.saw(self.path_dwim(path))
-        return super().is_directory(path)
-
-    def list_directory(self, path: t.Any) -> t.Any:
-        baton.turn()
-        return super().list_directory(path)
-
-    def _get_file_contents(self, file_name: t.Any) -> t.Any:
-        self.files.saw(self.path_dwim(file_name))
-        return super()._get_file_contents(file_name)
-
-    def get_text_file_contents(self, file_name: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        """Since 2.19."""
-        self.files.saw(self.path_dwim(file_name))
-        return super().get_text_file_contents(file_name, *args, **kwargs)
-
-    def get_real_file(self, file_path: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        self.files.saw(self.path_dwim(file_path))
-        return super().get_real_file(file_path, *args, **kwargs)
-
-    def path_dwim_relative_stack(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        try:
-            found = super().path_dwim_relative_stack(*args, **kwargs)
-        except AnsibleFileNotFound:
-            if not baton.turn():
-                raise
-            found = super().path_dwim_relative_stack(*args, **kwargs)  # it may have come meanwhile
-        if found:
-            self.files.saw(found)
-        return found

@@ -198,7 +198,6 @@ class Readied:
                     return False
         except Exception:  # the strategy will come to it, and say it
             return False
-        job['loader'] = order.Loader.watching(job['loader'], self.files)
         self._variables = variables
         self._outbox.hold()
         return True
