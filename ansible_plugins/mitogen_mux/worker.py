@@ -151,7 +151,9 @@ class Wakeup:
 
     def is_set(self) -> bool:
         """Whether ``wait`` would return at once."""
-        return bool(select.select([self._reader], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        return bool(poll.poll(0))
 
     def wait(self, sentinels: t.Iterable[int], seconds: float) -> None:
         """Waits until it is set, or one of the processes has ended."""
