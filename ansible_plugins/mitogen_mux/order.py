@@ -86,7 +86,7 @@ def _is_pure(name: str, function: t.Any) -> bool:
 
 def _noting(original: t.Callable[..., bool]) -> t.Callable[..., bool]:
     def look(path: t.Any) -> bool:
-        if (mine := baton.my_turn()) is not None:
+        if (mine := baton.my_turn()) is not None and not mine.has_come():
             mine.files.saw(path)
         return original(path)
 
@@ -132,9 +132,7 @@ class Files:
         self._seen: dict[str, _Identity] = {}
 
     def saw(self, path: t.Any) -> None:
-        """Notes a file, unless the turn has come; waits for it before what is in a folder is looked at."""
-        if (mine := baton.my_turn()) is None or mine.has_come():
-            return
+        """Notes a file; waits for the turn before what is in a folder is looked at."""
         path = os.fsdecode(path)
         if os.path.isdir(path):
             baton.turn()

@@ -1,4 +1,4 @@
-"""Whether variables are the same for whoever looks at them."""
+"""Whether variables are the same for whoever looks at them, and whether a task looks at them at all."""
 
 from __future__ import annotations
 
