@@ -103,7 +103,7 @@ class Bench:
         shutil.rmtree(root, ignore_errors=True)
         for relay in relays:
             relay.ask('reset')
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(('ANSIBLE_', 'MITOGEN_'))}
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(('ANSIBLE_', 'MITOGEN_', 'PYTHON'))}
         environ |= {
             'HOME': str(self._state),
             'MITOGEN_MUX_DIR': str(self._state / 'mux'),

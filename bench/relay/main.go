@@ -15,6 +15,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Stats is what passed since the last reset.
@@ -197,6 +199,27 @@ type part struct {
 	due   time.Time
 }
 
+// coarse is how late Go's own timers can be: it waits for the network in whole milliseconds.
+const coarse = time.Millisecond
+
+// pause waits until due. A delay alone is kept to some tens of microseconds; on a line that has a rate what is late makes nothing later.
+func pause(due time.Time, exact bool) {
+	left := time.Until(due)
+	if !exact {
+		time.Sleep(left)
+		return
+	}
+	if left > coarse {
+		time.Sleep(left - coarse)
+		left = time.Until(due)
+	}
+	for left > 0 { // a signal may end it early
+		rest := unix.NsecToTimespec(left.Nanoseconds())
+		_ = unix.Nanosleep(&rest, nil)
+		left = time.Until(due)
+	}
+}
+
 // pass copies from in to out, each part delay later than the line has carried it, and passes the end on.
 func pass(out, in net.Conn, l *line, delay time.Duration, counted func(int)) {
 	parts := make(chan part, 1024)
@@ -218,7 +241,7 @@ func pass(out, in net.Conn, l *line, delay time.Duration, counted func(int)) {
 	})
 	var failed error
 	for p := range parts {
-		time.Sleep(time.Until(p.due))
+		pause(p.due, l.rate == 0)
 		switch {
 		case p.bytes == nil:
 			_ = out.(*net.TCPConn).CloseWrite()
