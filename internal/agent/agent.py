@@ -40,9 +40,9 @@ class SelectPoll(object):
     def unregister(self, fd):
         del self.masks[fd]
 
-    def poll(self):
+    def poll(self, timeout=None):
         wanted = [[fd for fd, mask in self.masks.items() if mask & bit] for bit in (1, 4)]
-        ready = select.select(wanted[0], wanted[1], [])
+        ready = select.select(wanted[0], wanted[1], [], timeout)
         return [(fd, 1) for fd in ready[0]] + [(fd, 4) for fd in ready[1]]
 
 
@@ -114,6 +114,8 @@ class Agent(object):
         self.folders = {}       # made and not removed: whose they are
         self.last = 0           # highest stream number seen
         self.jobs = {}          # children not yet waited for, by pid
+        self.latest = None      # the payload of the last job that found everything compiled
+        self.spare = None       # a child for the next one
         self.gathered = False   # what jobs of one payload need is there, and in huge pages
         self.memory = 0         # KiB, as the daemon knows
         self.lost = self.stopping = False
@@ -150,12 +152,15 @@ class Agent(object):
             self.flush()
             if self.lost and not any(job.stays for job in self.jobs.values()):
                 return self.tidy()
+            idle = not (self.latest is None or self.spare or self.jobs or self.streams or self.lost)
             try:
-                events = self.poller.poll()
+                events = self.poller.poll(*[0] * idle)
             except (OSError, select.error) as e:
                 if e.args[0] != errno.EINTR:
                     raise
                 continue
+            if idle and not events:
+                self.fork_ahead()
             # A handler may close what another event is about, and open something else of the same number: ask again.
             for fd, handler in [(fd, self.handlers.get(fd)) for fd, _ in events]:
                 if handler and self.handlers.get(fd) is handler:
@@ -354,6 +359,7 @@ class Agent(object):
         self.waiting = 0
         self.queued.clear()
         self.passed.clear()
+        self.dismiss()
         for stream in list(self.streams.values()):
             stream.lose()
 
@@ -368,11 +374,11 @@ class Agent(object):
             os.read(self.alarm, READ_SIZE)
         except OSError:
             pass
-        while self.jobs:
+        while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except OSError:
-                return
+                return  # there is no child
             if not pid:
                 return
             if pid in self.jobs:
@@ -391,12 +397,28 @@ class Agent(object):
                 fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
             for number, fd in enumerate(stdio):
                 os.dup2(fd, number)
-            os.closerange(3, 1 + last)
+            os.closerange(len(stdio), 1 + last)
             code = run()
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
+
+    def fork_ahead(self):
+        """Has a child ready for the next job."""
+        latest, self.latest = self.latest, None     # until another has run, if it cannot be
+        try:
+            self.prepare(latest)
+            self.spare = Spare(self)
+            self.latest = latest
+        except OSError:
+            pass    # jobs will say so themselves
+
+    def dismiss(self):
+        """The child that waits is not what a job should be."""
+        if self.spare:
+            self.spare.close()
+            self.spare = None
 
     def growth(self):
         """The field of RESULT for the memory that the agent itself has resident, where that has become more."""
@@ -444,6 +466,8 @@ class Agent(object):
             if not digests.isdisjoint(digest for _, digest in payload.files):
                 payload.whole = payload.warm = False    # what its jobs compiled goes too
         self.importer.forget(digests)
+        self.latest = None
+        self.dismiss()
 
     def agrees(self, payload):
         """Whether what is imported is what a job of this payload would import."""
@@ -452,12 +476,16 @@ class Agent(object):
             payload.agrees = all(payload.names.get(name) == entry for name, entry in self.preloaded.items())
         return payload.agrees
 
+    def inherits(self, payload):
+        """Whether a job of this payload can do with what the agent has."""
+        return not payload.real and self.agrees(payload)
+
     def prepare(self, payload):
         """Makes the next fork cheap and complete."""
         if payload.real and not payload.root:
             payload.materialise(self.blobs)
         wanted = [name for name in payload.preload if name in payload.names and name not in self.tried]
-        if wanted and not payload.real and self.agrees(payload):
+        if wanted and self.inherits(payload):
             if not self.tried:
                 self.resolver = find_resolver()
                 load_locale()
@@ -466,7 +494,7 @@ class Agent(object):
             there = set(sys.modules).difference(self.empty)
             self.preloaded = dict((name, entry) for name, entry in payload.names.items() if name in there)
         self.importer.use(payload)
-        if self.preloaded and not payload.real and self.agrees(payload):
+        if self.preloaded and self.inherits(payload):
             empty = [name for name in payload.packages if name not in sys.modules]
             if empty and not any(self.blob(payload.names[name][1]) for name in empty):
                 self.preload(payload, empty)

@@ -5,10 +5,14 @@ A section of the agent; see agent.py. It knows nothing of links and streams.
 import errno
 import mmap
 import os
+import resource
 import signal
+import struct
 import sys
 import time
 
+WORDS = struct.Struct('>BBQQ')      # what a job leaves to the agent: one of these, exit status, CPU microseconds, KiB
+BEGUN, ENDED = 1, 2
 DIARY_SIZE = 49152      # bytes of records of one module; RESULT has room for them
 # What these have called when a process forks is idle where the agent forks: it has one thread, which holds no lock, and draws a new seed itself.
 IDLE = frozenset(['logging', 'random', 'threading'])
@@ -71,19 +75,32 @@ def surround(environ, added):
     return bool(changed - set(['TZ']))
 
 
+def say_last(words, code):
+    """Leaves the exit status and what was used to the agent, which looks when stdout and stderr have been closed. So is all that the process
+    has open, and with it the locks that it has: the next job may need them before the system has taken this one apart."""
+    try:
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        cpu = sum(usage.ru_utime + usage.ru_stime for usage in usages)
+        words[:] = WORDS.pack(ENDED, code, int(cpu * 1e6), max(usage.ru_maxrss for usage in usages))
+        null = os.open(os.devnull, os.O_RDWR)   # a thread may go on printing
+        for number in range(3):
+            os.dup2(null, number)
+        os.closerange(3, 1 + last_descriptor())
+    except Exception:
+        pass    # modules may take Python apart; the end of the process says the same
+
+
 def last_descriptor():
     """No descriptor of this process is higher."""
     try:
         return max([63] + [int(fd) for fd in os.listdir('/dev/fd')])    # not every system lists them
     except OSError:     # a folder with a system in it need have no /proc
-        import resource
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return soft if 0 < soft < MANY_FILES else MANY_FILES
 
 
 def limit_files(nofile):
     """As AnsiballZ's wrapper does."""
-    import resource
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = nofile if hard == resource.RLIM_INFINITY else min(hard, nofile)
     try:

@@ -54,7 +54,7 @@ class Job(Stream):
     name = ''       # for people
 
     stays = True    # the agent outlives its link for it
-    pid = status = stdin = tty = slave = None
+    pid = outcome = stdin = tty = slave = None
     logged = ()     # fields of RESULT
 
     def launch(self, run, stdin=True, patient=False):
@@ -84,15 +84,14 @@ class Job(Stream):
             if self.terminal == 'controlling':
                 plan.append((master, TTY))
             last = last_descriptor()
-            self.pid = os.fork()
+            pid = os.fork()
         except OSError as e:
             for fd in opened:
                 os.close(fd)
             raise Failure('fork', os.strerror(e.errno))
-        if self.pid == 0:
+        if pid == 0:
             self.agent.turn_into(run, stdio, slave, last)
-        self.forked = clock()
-        self.agent.jobs[self.pid] = self
+        self.begun(pid)
         ours = [feed] + [fd for fd, _ in plan]
         if self.terminal == 'controlling':
             self.slave = slave      # a terminal that nobody has open would be at its end; a tool opens it only when it asks
@@ -103,6 +102,15 @@ class Job(Stream):
             self.stdin = Sink(self, feed)
         if self.terminal == 'controlling':
             self.tty = Sink(self, os.dup(master))
+        self.listen(plan, patient)
+
+    def begun(self, pid):
+        """It has a process."""
+        self.pid = pid
+        self.forked = clock()
+        self.agent.jobs[pid] = self
+
+    def listen(self, plan, patient=False):
         self.open = self.sources = [Source(self, fd, kind, patient) for fd, kind in plan]
 
     def data(self, kind, payload):
@@ -115,27 +123,28 @@ class Job(Stream):
     def exited(self, status, usage):
         """The child has been waited for."""
         self.let_go()
-        self.status = status
-        self.usage = usage
-        self.ran = clock() - self.forked
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+        self.over(code, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+
+    def over(self, code, cpu, memory):
+        """The child has come to its end: CPU in seconds, memory in KiB."""
+        if self.outcome is None:
+            self.outcome = (4, code), (6, int((clock() - self.forked) * 1e6)), (7, int(cpu * 1e6)), (8, memory)
         self.conclude()
 
     def conclude(self):
         """RESULT, once the child has ended and whoever else had its output has closed it: what sshd would wait for."""
-        if self.status is None or self.done or (self.open and not self.agent.lost):
+        if self.outcome is None or self.done or (self.open and not self.agent.lost):
             return
         for source in self.sources:
             source.flush()
-        code = os.WEXITSTATUS(self.status) if os.WIFEXITED(self.status) else 128 + os.WTERMSIG(self.status)
-        cpu = self.usage.ru_utime + self.usage.ru_stime
-        self.finish((4, code), (5, int((self.forked - self.opened) * 1e6)), (6, int(self.ran * 1e6)), (7, int(cpu * 1e6)),
-                    (8, self.usage.ru_maxrss), *tuple(self.logged) + self.agent.growth())
+        self.finish((5, int((self.forked - self.opened) * 1e6)), *self.outcome + tuple(self.logged) + self.agent.growth())
 
     def abort(self, kind, text=''):
         self.stays = False
         if self.pid:
             self.kill(os.killpg)
-            if self.status is None:     # it may not have its group yet
+            if self.outcome is None:    # it may not have its group yet
                 self.kill(os.kill)
         Stream.abort(self, kind, text)
 
@@ -167,7 +176,8 @@ class Job(Stream):
 
 
 class Module(Job):
-    report = diary = None
+    report = diary = words = None
+    lent = False        # its child was there before it
     fresh = True
 
     def start(self, record):
@@ -197,52 +207,151 @@ class Module(Job):
 
     def run(self):
         agent, fields = self.agent, self.fields
-        params, self.params = b''.join(self.params), None
-        nofile = int(fields[7] or 0)
+        self.fields[2], self.params = b''.join(self.params), None
         self.payload = payload = agent.payload(fields[1])
         self.name = payload.module
-        agent.prepare(payload)
-        keep = not payload.real and agent.agrees(payload)
-        if not payload.warm:
-            self.report = mmap.mmap(-1, REPORT_SIZE)
-        if fields[9] == b'1':
-            self.diary = Diary()
-        foreign = agent.foreign(payload)
-        folders = dated([folder for folder, _ in agent.packages])
+        self.folders = dated([folder for folder, _ in agent.packages])
+        if agent.spare and self.folders == agent.packages and agent.spare.take(self):
+            agent.spare = None
+            return
+        agent.dismiss()
+        self.fork()
 
-        def child():
-            agent.hooks.leave()
-            given = fields[6] + fields[4]
-            if given and surround(fields[6], fields[4]) and PY3:
-                choose_locale(given)
-            enter(fields[5], nofile)
-            if agent.resolver:
-                agent.resolver()
-            if folders != agent.packages:
-                look_again(folders, agent.packages)
-            if foreign:
-                leave_out(foreign)
-            if not keep:
-                agent.unload()
-            if self.diary:
-                self.diary.keep()
+    def fork(self):
+        self.agent.prepare(self.payload)
+        if self.payload.warm:
+            self.words = mmap.mmap(-1, WORDS.size)
+        else:
+            self.report = mmap.mmap(-1, REPORT_SIZE)
+        if self.fields[9] == b'1':
+            self.diary = Diary()
+        self.launch(self.be, stdin=self.fields[10] == b'1', patient=True)
+
+    def be(self):
+        """In the child: the module, from its environment to its exit status."""
+        agent, fields, payload = self.agent, self.fields, self.payload
+        agent.hooks.leave()
+        given = fields[6] + fields[4]
+        if given and surround(fields[6], fields[4]) and PY3:
+            choose_locale(given)
+        enter(fields[5], int(fields[7] or 0))
+        if agent.resolver:
+            agent.resolver()
+        if self.folders != agent.packages:
+            look_again(self.folders, agent.packages)
+        leave_out(agent.foreign(payload))
+        if not agent.inherits(payload):
+            agent.unload()
+        if self.diary:
+            self.diary.keep()
+        if self.report:
+            agent.importer.begin_report()
+        pid = os.getpid()
+        code = interpret(lambda: run_module(payload, fields[2], agent.importer))
+        if pid == os.getpid():
             if self.report:
-                agent.importer.begin_report()
-            pid = os.getpid()
-            code = interpret(lambda: run_module(payload, params, agent.importer))
-            if self.report and pid == os.getpid():
                 agent.importer.write_report(self.report)
-            return code
-        self.launch(child, stdin=fields[10] == b'1', patient=True)
+            if self.words:
+                say_last(self.words, code)
+        return code
+
+    def conclude(self):
+        """What the module says last need not wait for the end of its process, which gives back memory."""
+        if self.outcome is None and self.words and not self.open:
+            state, code, cpu, memory = WORDS.unpack(self.words[:])
+            if state == ENDED:
+                return self.over(code, cpu / 1e6, memory)
+        Job.conclude(self)
+
+    def over(self, code, cpu, memory):
+        if self.diary:
+            self.logged = [(11, entry) for entry in self.diary.read()]
+            self.diary = None
+        Job.over(self, code, cpu, memory)
 
     def exited(self, status, usage):
         if self.report:
             self.payload.warm = not self.agent.importer.read_report(self.report) and os.WIFEXITED(status)
             self.report.close()
-            self.report = None
-        if self.diary:
-            self.logged = [(11, entry) for entry in self.diary.read()]
+        if self.payload.warm and self.agent.inherits(self.payload):
+            self.agent.latest = self.payload
+        if self.lent and not self.done and not WORDS.unpack(self.words[:])[0]:
+            self.lent = False
+            for source in self.sources:
+                source.close()
+            return self.agent.guard(self, self.fork)    # somebody has ended who was to be it, and it has not begun
         Job.exited(self, status, usage)
+        self.words = None
+
+
+class Spare(object):
+    """A child that is forked while there is nothing else to do. It waits to be told which module it is; so a job need not wait for a fork. It is
+    as any child of that time is, so that it can be only what would find the same now."""
+
+    room = 32768    # bytes that a pipe takes for certain from one who would wait
+
+    def __init__(self, agent):
+        self.agent = agent
+        self.payloads = [payload for payload in agent.payloads.values() if payload.warm and agent.inherits(payload)]
+        self.words = mmap.mmap(-1, WORDS.size)
+        self.diary = Diary()
+        pipes = []
+        try:
+            for _ in range(3):
+                pipes.append(os.pipe())
+            last = last_descriptor()
+            self.pid = os.fork()
+        except OSError:
+            for fd in sum(pipes, ()):
+                os.close(fd)
+            raise
+        (out, out_end), (err, err_end), (orders, self.orders) = pipes
+        if self.pid == 0:
+            agent.turn_into(self.wait, (agent.nothing, out_end, err_end, orders), None, last)
+        self.plan = (out, DATA), (err, ERR)
+        for fd in (out_end, err_end, orders):
+            os.close(fd)
+
+    def wait(self):
+        """In the child, which has its orders as the descriptor after stdio."""
+        with os.fdopen(3, 'rb') as orders:
+            size = orders.read(NUMBER.size)
+            order = orders.read(NUMBER.unpack(size)[0]) if size else b''
+        if not order:
+            os._exit(0)     # it is not needed, or the agent has gone
+        self.words[:] = WORDS.pack(BEGUN, 0, 0, 0)
+        job = Module(self.agent, 0)
+        job.fields = unpack(order, (1, 2, 5, 7, 9), (4, 6))
+        job.payload = self.agent.payloads[job.fields[1]]
+        job.folders = self.agent.packages
+        job.words = self.words
+        if job.fields[9] == b'1':
+            job.diary = self.diary
+        self.agent.importer.use(job.payload)
+        return job.be()
+
+    def take(self, job):
+        """Becomes the job; False if it cannot."""
+        fields = job.fields
+        order = pack((5, fields[5]), (7, fields[7]), (9, fields[9]), (1, fields[1]), (2, fields[2]), *[(n, one) for n in (4, 6) for one in fields[n]])
+        if job.payload not in self.payloads or fields[10] == b'1' or len(order) > self.room:
+            return False
+        try:
+            write_all(self.orders, NUMBER.pack(len(order)) + order)
+        except OSError:
+            return False    # somebody has ended it
+        job.words, job.lent = self.words, True
+        if fields[9] == b'1':
+            job.diary = self.diary
+        job.begun(self.pid)
+        job.listen(self.plan, patient=True)
+        os.close(self.orders)
+        return True
+
+    def close(self):
+        """It is not wanted: it ends by itself."""
+        for fd in (self.orders, self.plan[0][0], self.plan[1][0]):
+            os.close(fd)
 
 
 class Command(Job):

@@ -273,17 +273,37 @@ class Agent:
 
 
 def eventually(condition):
-    """Waits for something outside the link."""
+    """Waits for something outside the link, and returns what it is."""
     deadline = time.monotonic() + PATIENCE
-    while not condition():
+    while not (met := condition()):
         assert time.monotonic() < deadline, 'it did not happen'
         time.sleep(0.005)
+    return met
+
+
+def state(pid):
+    """As /proc has it, one letter; none if the process is not there."""
+    try:
+        with open('/proc/%d/stat' % pid) as f:
+            return f.read().rsplit(')', 1)[1].split()[0]
+    except OSError:
+        return ''
 
 
 def gone(pid):
     """The process has ended, whether or not anybody has asked."""
-    try:
-        with open('/proc/%d/stat' % pid) as f:
-            return f.read().rsplit(')', 1)[1].split()[0] == 'Z'
-    except OSError:
-        return True
+    return state(pid) in ('', 'Z')
+
+
+def children(agent):
+    """The agent's children: its jobs, and who waits to be one."""
+    found = []
+    for pid in os.listdir('/proc'):
+        if pid.isdigit():
+            try:
+                with open('/proc/%s/stat' % pid) as f:
+                    if int(f.read().rsplit(')', 1)[1].split()[1]) == agent.process.pid:
+                        found.append(int(pid))
+            except OSError:
+                pass
+    return found

@@ -22,6 +22,8 @@ def pytest_generate_tests(metafunc):
             threes = [version for version in chosen if version > '3']
             chosen = [version for version in chosen if version not in threes[1:-1]]
         metafunc.parametrize('python', [INTERPRETERS[version] for version in chosen], ids=chosen)
+    if 'modules' in metafunc.fixturenames and getattr(metafunc.module, 'BOTH_WAYS', False):
+        metafunc.parametrize('modules', [False, True], indirect=True, ids=['forked then', 'forked ahead'])
 
 
 @pytest.fixture
@@ -49,5 +51,6 @@ def agent(start):
 
 
 @pytest.fixture
-def modules(agent):
-    return Modules(agent)
+def modules(agent, request):
+    """Where a module says so, in a child that was forked for it and in one that was there."""
+    return Modules(agent, ahead=getattr(request, 'param', False))

@@ -47,10 +47,12 @@ from agent_driver import (
     WIDEN,
     WINDOW,
     Agent,
+    children,
     eventually,
     one_line,
     record,
     source_text,
+    state,
 )
 
 
@@ -240,20 +242,6 @@ def test_frames_that_a_stream_may_not_have(agent, frames):
     assert agent.wait() == 0
 
 
-def children(agent):
-    """The agent's children: its jobs."""
-    found = []
-    for pid in os.listdir('/proc'):
-        if pid.isdigit():
-            try:
-                with open('/proc/%s/stat' % pid) as f:
-                    if int(f.read().rsplit(')', 1)[1].split()[1]) == agent.process.pid:
-                        found.append(int(pid))
-            except OSError:
-                pass
-    return found
-
-
 @pytest.mark.parametrize(
     ('kind', 'fields'),
     [(COMMAND, ()), (COMMAND, ((9, b'x'),)), (MODULE, ((1, b'short'), (1, b'twice'))), (PUT, ((2, b'many'),)), (GET, ())],
@@ -386,11 +374,6 @@ def test_spawned_see_the_end_of_the_link(agent, tmp_path):
     agent.close()
     assert agent.wait() == 0
     eventually(done.exists)
-
-
-def state(pid):
-    with open('/proc/%d/stat' % pid) as f:
-        return f.read().rsplit(')', 1)[1].split()[0]
 
 
 def test_never_spins(agent):

@@ -4,6 +4,8 @@ import pytest
 
 from agent_modules import BASIC
 
+BOTH_WAYS = True
+
 ASK = (9, b'1')
 HEAD = 'import json, logging, os, sys\nlog = logging.getLogger("some.where")\n'
 WITH_SECRETS = (

@@ -12,6 +12,8 @@ from agent_driver import CANCEL, DATA, DROP, END, INTERPRETERS, MODULE, WINDOW, 
 from agent_modules import BASIC, Modules
 from agent_payloads import manifest
 
+BOTH_WAYS = True
+
 
 @pytest.mark.parametrize('loader', [None, 'ansible.module_utils.loader'])
 @pytest.mark.parametrize('preload', [True, False])
@@ -55,9 +57,8 @@ def test_a_whole_result_is_one_write(modules):
     """RESULT follows the output at once."""
     digest = modules.add('import sys; sys.stdout.write("x" * 1000); sys.stderr.write("y"); sys.exit(0)')
     modules.again(digest)
-    del modules.agent.frames[:]
     modules.again(digest)
-    assert [kind for kind, _, _ in modules.agent.frames] == [DATA, 4, 9]
+    assert [kind for kind, _, _ in modules.agent.frames[-3:]] == [DATA, 4, 9]
 
 
 EXITS = [
@@ -88,10 +89,10 @@ def test_module_that_does_not_exit(modules):
 
 
 def test_uncaught_exception(modules):
-    result = modules.run('def f():\n    raise ValueError("odd")\nf()\n')
+    result = modules.run('import sys\ndef f():\n    raise ValueError("odd")\nf()\n')
     text = result.err.decode()
     assert result.code == 1 and text.startswith('Traceback (most recent call last):\n') and text.endswith('ValueError: odd\n')
-    assert 'ansible/modules/probe.py", line 2, in f\n' in text
+    assert 'ansible/modules/probe.py", line 3, in f\n' in text
     assert 'mitogen-mux' not in text
 
 
