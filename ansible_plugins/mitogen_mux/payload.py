@@ -338,7 +338,7 @@ class _Record:
             )
         for path, mtime in self._folders.items():
             result.append(files_pb2.OfferRequest.Input(path=path, mtime_ns=mtime, directory=True))
-        for path in sorted(self._absent):
+        for path in sorted({_highest_absent(path) for path in self._absent}):
             # A name that comes up in a watched folder changes that folder's time.
             if os.path.dirname(path) not in self._folders:
                 result.append(files_pb2.OfferRequest.Input(path=path, absent=True))
@@ -354,6 +354,14 @@ class _Record:
                     self.file(origin)
                     return
         raise NotCovered(path)
+
+
+def _highest_absent(path: str) -> str:
+    """The folder on the way to the absent path that is not there either: while it is not, nothing below it is."""
+    parent = os.path.dirname(path)
+    while not os.path.exists(parent):
+        path, parent = parent, os.path.dirname(parent)
+    return path
 
 
 def _search_paths() -> list[str]:

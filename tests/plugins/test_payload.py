@@ -124,6 +124,7 @@ CHANGES: dict[str, t.Callable[[pathlib.Path], object]] = {
     'a package that shadows': lambda folder: (folder / 'module_utils' / 'common').mkdir(),
     'a file in a package that was looked into': lambda folder: (folder / 'module_utils' / 'pack' / 'more.py').write_text(''),
     'a package deeper down': lambda folder: (folder / 'module_utils' / 'pack' / 'sub').mkdir(),
+    'a package of the name of a helper': lambda folder: (folder / 'module_utils' / 'helper').mkdir(),
     'a helper gone': lambda folder: (folder / 'module_utils' / 'helper.py').unlink(),
 }
 
@@ -141,6 +142,14 @@ def test_a_change_is_seen(change: str, tmp_path: pathlib.Path, monkeypatch: pyte
     assert not changed(inputs)
     CHANGES[change](tmp_path)
     assert changed(inputs)
+
+
+def test_of_what_is_not_there_the_highest_folder_is_looked_at() -> None:
+    """Names that modules import from a file could be files, too, of a folder that is not there."""
+    source = payload.classify('command', core.module_path('command'))
+    assert source is not None
+    absent = [item.path for item in source.build().inputs if item.absent]
+    assert absent and not [path for path in absent if not os.path.isdir(os.path.dirname(path))]
 
 
 def test_the_key_tells_what_decides(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
