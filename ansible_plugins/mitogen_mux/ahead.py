@@ -226,6 +226,10 @@ class _Runner:
     def looking(self) -> None:
         """Then the item has all that the one before it has brought."""
 
+    def supposes(self, holds: t.Callable[[], bool]) -> bool:
+        """Its connection has the answers that another item got."""
+        return False
+
     def wait(self) -> None:
         """Raises Dropped if what the item has done so far was in vain."""
         loop = self._loop

@@ -36,6 +36,9 @@ class Turn(t.Protocol):
     def looking(self) -> None:
         """Is told that it would look at what others do, were its turn not still to come."""
 
+    def supposes(self, holds: t.Callable[[], bool]) -> bool:
+        """Whether the thread may go on with what was true a while ago. If so ``holds`` is called by the main thread when its turn comes."""
+
 
 class Cancelled(BaseException):
     """The run has ended, and the worker thread in which this is raised leaves its host-task where it stands."""
@@ -161,6 +164,12 @@ def look() -> None:
     if (mine := my_turn()) is not None and not mine.has_come():
         mine.looking()
         turn()
+
+
+def suppose(holds: t.Callable[[], bool]) -> bool:
+    """Whether the calling thread is ahead and may go on as if that held."""
+    mine = my_turn()
+    return mine is not None and not mine.has_come() and bool(mine.supposes(holds))
 
 
 def my_turn() -> t.Any:

@@ -292,8 +292,8 @@ class MuxConnection(errands.Carrier):
                 return [tool_failed(error, tty)]
             raise self._mux_error(error) from None
 
-    def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], bodies: dict[int, bytes]) -> list[Result | None]:
-        """Runs steps; gives an answer for each, None for one whose guard said no. An RpcError has those that came before it."""
+    def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], bodies: dict[int, bytes], timeout: float | None = None) -> list[Result | None]:
+        """Runs steps; gives an answer for each, None for one whose guard said no. An RpcError has those that came before it. ``timeout`` in seconds."""
         request = jobs_pb2.Request(host=self.mux_host(), path=path, steps=steps)
         files_only = all(step.WhichOneof('action') in ('put', 'get', 'folder') for step in steps)
         out: list[tuple[list[bytes], list[bytes]]] = [([], []) for _ in steps]
@@ -301,7 +301,7 @@ class MuxConnection(errands.Carrier):
         run = session()
         send = run.transfer if files_only else run.request
         try:
-            with contextlib.closing(send(request, _Bodies(bodies))) as replies:  # type: ignore[type-var]
+            with contextlib.closing(send(request, _Bodies(bodies), timeout)) as replies:  # type: ignore[type-var]
                 for reply in replies:
                     kind = reply.WhichOneof('event')
                     if kind == 'log':

@@ -167,6 +167,7 @@ class Readied:
         self._wake = threading.Event()
         self._looks = False
         """Whether it waits for its turn to look at what is not among its variables, by code that may look at all of them, too."""
+        self._supposed: list[t.Callable[[], bool]] = []
         self._dropped = False
         self._ended: t.Callable[[int], None] | None = None
 
@@ -211,6 +212,10 @@ class Readied:
     def looking(self) -> None:
         self._looks = True
 
+    def supposes(self, holds: t.Callable[[], bool]) -> bool:
+        self._supposed.append(holds)
+        return True
+
     def wait(self) -> None:
         """Raises Dropped if all was in vain."""
         while self._ended is None and not self._dropped:
@@ -243,7 +248,7 @@ class Readied:
         if self._renders and time.monotonic() - self._made > OLDEST:
             return False
         self.in_vain = not self._sees(job['task_vars'])
-        if self.in_vain:
+        if self.in_vain or not all(holds() for holds in self._supposed):
             return False
         if '_name' in attributes:  # not the same object since the strategy has looked for a template in it
             self._job['task'].__dict__['_name'] = attributes['_name']

@@ -6,7 +6,9 @@ that two runs are the same. STUB_FAILS is the part of these answers that are fai
 fourth as many are of a host that is gone.
 
 STUB_ITEMS is the number of a loop's items: none but the last is answered until the next
-has come as far as its module. What happens is written to the file STUB_TRACE."""
+has come as far as its module. What happens is written to the file STUB_TRACE. STUB_HOMES
+are the answers to the question for the account's home folder, the last one for all that
+are left; for the word gone none comes."""
 
 from __future__ import annotations
 
@@ -29,6 +31,7 @@ DELAY = float(os.environ.get('STUB_DELAYS', '0')) / 1000
 LEAST = float(os.environ.get('STUB_LEAST', '0'))
 FAILS = float(os.environ.get('STUB_FAILS', '0'))
 ITEMS = int(os.environ.get('STUB_ITEMS', '0'))
+HOMES = os.environ.get('STUB_HOMES', '/home/stub').split(',')
 MODES = {'stat': {'stat': {'exists': False}}, 'find': {'files': []}, 'slurp': {'content': 'aGk=', 'encoding': 'base64'}, 'ping': {'ping': 'pong'}}
 SYSTEM = {'ansible_distribution': 'Stub', 'ansible_distribution_version': '1', 'ansible_os_family': 'Stub'}
 
@@ -76,14 +79,16 @@ class Trace:
             file.write(f'{text}\n')
 
     def watch(self) -> None:
-        """Notes each module that an action comes to."""
+        """Notes each action that comes to a module."""
         from ansible.plugins.action import ActionBase
 
         original = ActionBase._execute_module
 
         def execute_module(action: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
-            self.ready += 1
-            self.note(f'ready {self.ready}')
+            if not hasattr(action, '_stub_ready'):
+                action._stub_ready = True
+                self.ready += 1
+                self.note(f'ready {self.ready}')
             return original(action, *args, **kwargs)
 
         ActionBase._execute_module = execute_module
@@ -112,9 +117,15 @@ class StubSession:
 
     def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
         list(bodies)
+        home = request.steps[0].command.remember and (HOMES.pop(0) if len(HOMES) > 1 else HOMES[0])
         if ITEMS:
             baton.turn()
-            trace.question()
+            if home:
+                trace.note(f'home {home}')
+            else:
+                trace.question()
+        if home == 'gone':
+            raise RpcError(14, 'gone')
         time.sleep(random.uniform(LEAST, 1) * DELAY)
         answers: list[tuple[int, bytes] | None] = []
         for number, step in enumerate(request.steps):
@@ -133,8 +144,8 @@ class StubSession:
                     stdout = b'ansible-tmp-1=/tmp/ansible-tmp-1\n'
                 elif 'boot-time' in script:
                     stdout = f'{time.time()}'.encode()
-                elif script.startswith('echo ~') or 'echo ~' in script:
-                    stdout = b'/home/stub\n'
+                elif home:
+                    stdout = f'{home}\n'.encode()
                 else:
                     stdout = b'raw\n'
             elif step.HasField('get'):

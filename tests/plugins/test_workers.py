@@ -201,6 +201,19 @@ def test_a_task_is_ready_when_its_turn_comes(run: Run, tmp_path: pathlib.Path, s
     check_order(run(play, strategy=f'mitogen_{strategy}', STUB_ITEMS='3' if ahead else '1', STUB_TRACE=str(trace)), trace, ahead)
 
 
+@pytest.mark.parametrize(
+    ('homes', 'then'),
+    [('/a', ['home /a', 'asked 2']), ('/a,/b', ['home /b', 'home /b', 'ready 3', 'asked 2']), ('/a,gone,/a', ['home gone', 'home /a', 'ready 3', 'asked 2'])],
+)
+def test_a_home_that_was_supposed_is_asked_for_in_its_turn(run: Run, tmp_path: pathlib.Path, homes: str, then: list[str]) -> None:
+    """A task that needs it is made ready with the one that the account had. If it is another, or nobody can say, the task begins anew."""
+    play = '- hosts: all\n  gather_facts: false\n  tasks:\n' + "  - copy: {content: x, dest: '~/x'}\n" * 2
+    trace = tmp_path / 'trace'
+    done = run(play, STUB_ITEMS='2', STUB_TRACE=str(trace), STUB_HOMES=homes)
+    assert done.rc == 0, done.output
+    assert trace.read_text().splitlines() == ['home /a', 'ready 1', 'asked 1', 'ready 2', 'answered 1', *then, 'answered 2']
+
+
 def check_order(done: Ran, trace: pathlib.Path, ahead: bool) -> None:
     assert done.rc == 0, done.output
     one_by_one = [f'{what} {n}' for n in (1, 2, 3) for what in ('ready', 'asked', 'answered')]
