@@ -152,7 +152,7 @@ class Agent(object):
             self.flush()
             if self.lost and not any(job.stays for job in self.jobs.values()):
                 return self.tidy()
-            idle = not (self.latest is None or self.spare or self.jobs or self.streams or self.lost)
+            idle = self.latest is not None and not self.spare and not self.lost and self.expecting()
             try:
                 events = self.poller.poll(*[0] * idle)
             except (OSError, select.error) as e:
@@ -403,6 +403,12 @@ class Agent(object):
             sys.excepthook(*sys.exc_info())
         finally:
             os._exit(code)
+
+    def expecting(self):
+        """Whether there is nothing to do, or nothing but what another module waits for in its chain."""
+        if self.streams:
+            return any(stream.fresh and stream.held is not None for stream in self.streams.values())
+        return not self.jobs
 
     def fork_ahead(self):
         """Has a child ready for the next job."""

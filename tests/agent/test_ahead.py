@@ -233,3 +233,25 @@ def test_more_than_a_window_is_said_in_time(modules):
     modules.spare(digest)
     result = run(modules, digest)
     assert (result.code, len(result.data)) == (0, 3 * WINDOW)
+
+
+def test_the_second_module_of_a_chain_has_one_too(modules, tmp_path):
+    """It is forked while the first one runs."""
+    first = modules.add(
+        """
+        import json, os, sys, time
+        print(json.dumps(os.getpid()))
+        sys.stdout.flush()
+        while not os.path.exists(%r): time.sleep(0.01)
+        sys.exit(0)
+    """
+        % str(tmp_path / 'go')
+    )
+    second = modules.add(PID)
+    modules.spare(first)
+    pid = modules.spare(second)
+    streams = modules.agent.chain((MODULE, [(1, first)]), (MODULE, [(1, second)]))
+    eventually(lambda: len(children(modules.agent)) == 2)
+    (other,) = set(children(modules.agent)) - {pid}
+    (tmp_path / 'go').touch()
+    assert [pid_of(modules.agent.result(stream)) for stream in streams] == [pid, other]
