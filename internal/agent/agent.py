@@ -5,7 +5,7 @@ it: run this module, run this command, take or give this file. Every job is a fo
 job does to the interpreter outlives it. The agent knows no address and opens no connection; it answers, and ends with its link.
 
 Python 2.7 and 3.6 or newer, standard library only, one thread: Agent.run below is its one loop. What is sent are these sections in
-this order: agent_frames.py, agent_payload.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_chain.py, agent_jobs.py,
+this order: agent_frames.py, agent_payload.py, agent_pages.py, agent_child.py, agent_fresh.py, agent_streams.py, agent_chain.py, agent_jobs.py,
 agent.py. They share their names, and each can be read knowing those before it. Stage 1 executes one after the other, for compiling
 takes memory by the text's length; with SOURCE (all, compressed) and NAME (whose it is, for people who look at the process).
 """
@@ -59,34 +59,9 @@ def spare_memory():
     return min(told or [0])
 
 
-def gather_pages():
-    """Has Linux put memory of the interpreter that is in use into huge pages, which a fork and the end of a child pass over in one step.
-    Before 6.1 it cannot be asked to, and nothing happens."""
-    ctypes = sys.modules.get('ctypes')      # jobs import it anyway
-    try:
-        with open('/sys/kernel/mm/transparent_hugepage/hpage_pmd_size') as size:
-            huge = int(size.read())
-        with open('/proc/self/smaps') as smaps:
-            areas = [line.split() for line in smaps if '-' in line.split(' ')[0] or line.startswith('Rss:')]
-    except (EnvironmentError, ValueError):
-        return      # no Linux, or one without huge pages
-    if not ctypes or huge > MOST_HUGE:
-        return
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    for area, rss in zip(areas[::2], areas[1::2]):
-        start, end = [int(address, 16) for address in area[0].split('-')]
-        if area[1] == 'rw-p' and area[5:] in ([], ['[heap]']) and int(rss[1]) << 12 >= (end - start) * 3:   # three quarters of it
-            for at in range(-(-start // huge) * huge, end - huge + 1, huge):
-                madvise(at, huge, MADV_COLLAPSE)
-
-
 KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder, 8: Look}
 CHAINED = 128           # a bit of the kind
-MADV_COLLAPSE = 25
-MOST_HUGE = 4194304     # bytes of a huge page: larger ones would be mostly empty
 GROWTH = 64             # KiB that are worth a word
-PAGE = resource.getpagesize()
 MOST_URGENT = 1024      # frames: a daemon that asks without listening is not read any further
 
 
@@ -116,6 +91,7 @@ class Agent(object):
         self.jobs = {}          # children not yet waited for, by pid
         self.latest = None      # the payload of the last job that found everything compiled
         self.spare = None       # a child for the next one
+        self.pages = None       # which of its pages a job has copied; None: not known
         self.gathered = False   # what jobs of one payload need is there, and in huge pages
         self.memory = 0         # KiB, as the daemon knows
         self.lost = self.stopping = False
@@ -408,7 +384,7 @@ class Agent(object):
         """Whether there is nothing to do, or nothing but what another module waits for in its chain."""
         if self.streams:
             return any(stream.fresh and stream.held is not None for stream in self.streams.values())
-        return not self.jobs
+        return all(job.done for job in self.jobs.values())
 
     def fork_ahead(self):
         """Has a child ready for the next job."""
@@ -507,6 +483,7 @@ class Agent(object):
                 self.empty.update((name, payload.names[name]) for name in empty if name in sys.modules)
         if self.importer.learn() or wanted:
             know_abstract_classes()
+            self.pages = None
         draw_seed()
         if payload.warm and not self.gathered and not self.jobs:
             self.gathered = True

@@ -7,6 +7,7 @@ import os
 import signal
 
 REPORT_SIZE = 8388608   # room for the code a job compiled; pages that are not used cost nothing
+PAGES_SIZE = 131072     # the same for the places of the pages it copied
 
 
 class Look(Stream):
@@ -176,7 +177,7 @@ class Job(Stream):
 
 
 class Module(Job):
-    report = diary = words = None
+    report = diary = words = pages = None
     lent = False        # its child was there before it
     fresh = True
 
@@ -253,6 +254,8 @@ class Module(Job):
                 agent.importer.write_report(self.report)
             if self.words:
                 say_last(self.words, code)
+            if self.pages:
+                leave(self.pages, own_pages())
         return code
 
     def conclude(self):
@@ -280,8 +283,10 @@ class Module(Job):
             for source in self.sources:
                 source.close()
             return self.agent.guard(self, self.fork)    # somebody has ended who was to be it, and it has not begun
+        if self.pages:
+            self.agent.pages = what_was_left(self.pages) or []
         Job.exited(self, status, usage)
-        self.words = None
+        self.words = self.pages = None
 
 
 class Spare(object):
@@ -294,6 +299,7 @@ class Spare(object):
         self.agent = agent
         self.payloads = [payload for payload in agent.payloads.values() if payload.warm and agent.inherits(payload)]
         self.words = mmap.mmap(-1, WORDS.size)
+        self.pages = mmap.mmap(-1, PAGES_SIZE) if agent.pages is None else None
         self.diary = Diary()
         pipes = []
         try:
@@ -314,6 +320,7 @@ class Spare(object):
 
     def wait(self):
         """In the child, which has its orders as the descriptor after stdio."""
+        copy_pages(self.agent.pages or ())
         with os.fdopen(3, 'rb') as orders:
             size = orders.read(NUMBER.size)
             order = orders.read(NUMBER.unpack(size)[0]) if size else b''
@@ -324,7 +331,7 @@ class Spare(object):
         job.fields = unpack(order, (1, 2, 5, 7, 9), (4, 6))
         job.payload = self.agent.payloads[job.fields[1]]
         job.folders = self.agent.packages
-        job.words = self.words
+        job.words, job.pages = self.words, self.pages
         if job.fields[9] == b'1':
             job.diary = self.diary
         self.agent.importer.use(job.payload)
@@ -340,7 +347,7 @@ class Spare(object):
             write_all(self.orders, NUMBER.pack(len(order)) + order)
         except OSError:
             return False    # somebody has ended it
-        job.words, job.lent = self.words, True
+        job.words, job.pages, job.lent = self.words, self.pages, True
         if fields[9] == b'1':
             job.diary = self.diary
         job.begun(self.pid)

@@ -136,6 +136,20 @@ def spare_fork(source):
     return source[:found.start(1)] + b'preexec if umask else None' + source[found.end(1):] if found else source
 
 
+def leave(room, value):
+    """Puts a value into memory that is shared, if it fits."""
+    data = marshal.dumps(value)
+    if len(data) <= len(room) - NUMBER.size:
+        room[NUMBER.size:NUMBER.size + len(data)] = data
+        room[:NUMBER.size] = NUMBER.pack(len(data))     # last: who does this may be killed between the two
+
+
+def what_was_left(room):
+    """The value; None if there is none."""
+    length, = NUMBER.unpack(room[:NUMBER.size])
+    return marshal.loads(room[NUMBER.size:NUMBER.size + length]) if length else None
+
+
 class Importer(object):
     """Finder and loader of the payload in use. Its root is an entry of sys.path, as the path of the zip is in plain Ansible."""
 
@@ -249,19 +263,17 @@ class Importer(object):
 
     def write_report(self, report):
         lacked = [name for name in QUIET.intersection(sys.modules) - self.standing if standard(sys.modules[name])]
-        data = marshal.dumps(([(key, self.codes[key]) for key in self.compiled], lacked))
-        if (self.compiled or lacked) and len(data) <= len(report) - NUMBER.size:
-            report[NUMBER.size:NUMBER.size + len(data)] = data
-            report[:NUMBER.size] = NUMBER.pack(len(data))   # last: a job may be killed between the two
+        if self.compiled or lacked:
+            leave(report, ([(key, self.codes[key]) for key in self.compiled], lacked))
 
     def read_report(self, report):
         """Says whether there was any."""
-        length, = NUMBER.unpack(report[:NUMBER.size])
-        if length:
-            codes, lacked = marshal.loads(report[NUMBER.size:NUMBER.size + length])
+        left = what_was_left(report)
+        if left:
+            codes, lacked = left
             self.codes.update(codes)
             self.learnt += QUIET.intersection(lacked)
-        return length > 0
+        return left is not None
 
     def learn(self):
         """Imports what jobs found lacking, for those to come. Says whether there was any."""

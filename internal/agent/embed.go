@@ -23,7 +23,7 @@ var (
 )
 
 // sections is the agent in the order that agent.py gives.
-var sections = []string{"agent_frames.py", "agent_payload.py", "agent_child.py", "agent_fresh.py", "agent_streams.py", "agent_chain.py", "agent_jobs.py", "agent.py"}
+var sections = []string{"agent_frames.py", "agent_payload.py", "agent_pages.py", "agent_child.py", "agent_fresh.py", "agent_streams.py", "agent_chain.py", "agent_jobs.py", "agent.py"}
 
 // Stage1 returns the argument of `python -c` that starts an agent on its stdio; the agent's name follows it.
 func Stage1() string { return oneLine(stage1Py) }

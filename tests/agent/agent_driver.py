@@ -62,7 +62,17 @@ def one_line(name):
     return 'exec("""' + ''.join(line + '\\n' for line in lines) + '""")'
 
 
-SECTIONS = ['agent_frames.py', 'agent_payload.py', 'agent_child.py', 'agent_fresh.py', 'agent_streams.py', 'agent_chain.py', 'agent_jobs.py', 'agent.py']
+SECTIONS = [
+    'agent_frames.py',
+    'agent_payload.py',
+    'agent_pages.py',
+    'agent_child.py',
+    'agent_fresh.py',
+    'agent_streams.py',
+    'agent_chain.py',
+    'agent_jobs.py',
+    'agent.py',
+]
 
 
 def source_text():

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import platform
+import re
 import subprocess
 
 import pytest
 
-from agent_driver import DROP, source_text
+from agent_driver import DROP, MODULE, eventually, source_text
 from agent_modules import BASIC, Modules
 from agent_payloads import manifest
 
@@ -169,6 +171,70 @@ def test_memory_is_gathered_by_whole_huge_pages(python):
         pytest.skip('this kernel has no huge pages')
     asked = json.loads(subprocess.check_output([python, '-c', GATHER], input=source_text()).decode().replace('(', '[').replace(')', ']').replace('L', ''))
     assert asked and all((at % size, length, advice) == (0, size, 25) for at, length, advice in asked)
+
+
+PAGES = """
+import os, sys
+for text in sys.stdin.read().split(chr(0)):
+    exec(compile(text, 'agent', 'exec'))
+import ctypes
+block = bytearray(b'x' * (8 << 20))
+at = ctypes.addressof((ctypes.c_char * 1).from_buffer(block))
+first = -at % PAGE
+at += first
+def owns(pages, *numbers):
+    return [any(start <= at + number * PAGE < end for start, end in pages) for number in numbers]
+if os.fork() == 0:
+    for number in (10, 40):
+        block[first + number * PAGE] = 65
+    print(owns(own_pages(), 10, 40, 1000, 1200))
+    copy_pages([(at + 1200 * PAGE, at + 1201 * PAGE), (PAGE, 2 * PAGE)])    # there is nothing at the second
+    print(owns(own_pages(), 10, 40, 1000, 1200))
+    print(bytes(block[first + 1200 * PAGE:first + 1201 * PAGE]) == b'x' * PAGE)
+    sys.stdout.flush()
+    os._exit(0)
+os.wait()
+"""
+
+
+def kernel():
+    """Of Linux; nothing elsewhere."""
+    return tuple(int(part) for part in re.findall(r'\d+', platform.release())[:2]) if platform.system() == 'Linux' else ()
+
+
+def test_pages_that_a_job_writes_to_are_known_and_can_be_copied_ahead(python):
+    lines = subprocess.check_output([python, '-c', PAGES], input=source_text()).decode().splitlines()
+    if kernel() < (5, 14):
+        pytest.skip('this kernel copies no pages ahead')
+    assert lines == ['[True, True, False, False]', '[True, True, False, True]', 'True']
+
+
+def test_the_next_child_copies_the_pages_that_a_job_has_copied(agent):
+    """Once they are known, which the first one that was forked ahead says; until other things are imported."""
+    if kernel() < (5, 14):
+        pytest.skip('this kernel copies no pages ahead')
+    modules = Modules(agent, ahead=True)
+    basic = BASIC + b'import ctypes\n'
+    ask = modules.add('import json, sys\n' + AGENT.strip() + '\nprint(json.dumps(agent.pages))\nsys.exit(0)\n', basic=basic)
+    other = modules.add('import sys\nsys.exit(0)\n', basic=basic, extra={'ansible/module_utils/more.py': b''}, preload=['ansible.module_utils.more'])
+
+    def own():
+        """KiB of the child that waits."""
+        with open('/proc/%d/smaps_rollup' % eventually(modules.waiting)) as f:
+            return sum(int(line.split()[1]) for line in f if line.startswith('Private_Dirty'))
+
+    def known():
+        return json.loads(agent.result(agent.open(MODULE, (1, ask))).data.decode())
+
+    modules.spare(ask)
+    assert known() is None
+    before = own()
+    pages = eventually(known)
+    eventually(lambda: own() > before + 400)
+    assert sum(end - start for start, end in pages) > 400 << 10
+    assert agent.result(agent.open(MODULE, (1, other))).code == 0  # imports more in the agent
+    eventually(modules.waiting)
+    assert known() is None
 
 
 def test_a_file_that_was_dropped_is_missed(modules):
