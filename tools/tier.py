@@ -63,13 +63,13 @@ class Tier:
         self.results.mkdir(parents=True)
 
     def check(self, name: str, *argv: str, env: dict[str, str] | None = None, quiet: bool = False) -> None:
-        """A step that succeeds or not; a quiet one must print nothing."""
+        """A step that succeeds or not; a quiet one must print nothing, except that Go may say on stderr what it downloads first."""
         with Step(self, name) as numbers:
-            done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **(env or {})}, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **(env or {})}, check=False, capture_output=True, text=True)
             ok = done.returncode == 0 and not (quiet and done.stdout.strip())
             numbers.passed, numbers.failed = int(ok), int(not ok)
             if not ok:
-                numbers.said.append(done.stdout)
+                numbers.said.append(done.stdout + done.stderr)
 
     def go_test(self, name: str, *args: str, env: dict[str, str] | None = None) -> None:
         """``go test``, of which the failures are shown."""
