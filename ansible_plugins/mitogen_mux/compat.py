@@ -53,6 +53,13 @@ LAZY = _lazy()
 """Containers whose items are templated when they are looked at: since 2.19."""
 
 
+FINALIZERS: dict[str, t.Callable[[t.Any], bool]] = {}
+"""The core's own, and for which objects they do nothing: since 2.19 a template removes the file that was written for its debugger."""
+
+if BUILT_MODULE is not None:
+    FINALIZERS['ansible._internal._templating._jinja_bits.AnsibleTemplate.__del__'] = lambda template: not template._python_source_temp_path
+
+
 def tags(value: t.Any) -> t.Any:
     """What is known of a value besides itself, which only cores since 2.19 know."""
     return getattr(value, '_ansible_tags_mapping', None)

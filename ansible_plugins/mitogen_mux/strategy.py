@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import ahead, baton, compat, daemon, display, order, reuse, seams, successors, waits, worker
+from . import ahead, baton, compat, daemon, display, leaving, order, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -203,6 +203,7 @@ def _attach() -> None:
         raise AnsibleError(f'mitogen-mux: {error.message}') from None
     if not _detach_registered:
         _detach_registered = True
+        leaving.install()
         atexit.register(_detach, os.getpid())
 
 
