@@ -190,6 +190,23 @@ DETACHED = BUILT_MODULE is not None
 """Whether a worker's children get neither the run's terminal nor its session: since 2.19."""
 
 
+def spare_source() -> None:
+    """Since 2.19 whoever gives a warning is found by the file of the calling frame. Python is asked for the lines around each call, too, which
+    nobody uses, and looks through all modules for them: some 7,000 calls of the system."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from ansible.module_utils._internal import _stack
+
+        if set(_stack.iter_stack.__code__.co_names) == {'_inspect', 'stack', 'frame', 'f_locals'} and _stack._inspect is inspect:
+            _stack.iter_stack = _iter_stack
+
+
+def _iter_stack() -> t.Iterator[inspect.FrameInfo]:
+    _skip_stackwalk = True
+    for frame in inspect.stack(0):
+        if '_skip_stackwalk' not in frame.frame.f_locals:
+            yield frame
+
+
 def missing_workers() -> str:
     """What this core lacks of what worker threads stand on; empty if they fit."""
     from ansible.executor.process import worker

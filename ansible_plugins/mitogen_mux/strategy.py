@@ -66,7 +66,8 @@ class StrategyMixin:
 
 
 def strategy(name: str) -> type:
-    """The strategy ``name`` of ansible.builtin as ours."""
+    """The strategy ``name`` of ansible.builtin as ours. The core will warn of it, as of all that are not its own."""
+    compat.spare_source()
     original = strategy_loader.get(name, class_only=True)
     return type('StrategyModule', (StrategyMixin, original), {'__doc__': original.__doc__})
 
