@@ -13,7 +13,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
-from . import along, ansiballz, daemon, display, errands, errors, hops, payload, rehearsal, successors
+from . import along, ansiballz, beforehand, daemon, display, errands, errors, hops, payload, rehearsal, successors
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -238,7 +238,7 @@ class MuxConnection(errands.Carrier):
         key = token.source.key()
         with payload.building(key) as mine:
             if mine:
-                made = token.source.build()
+                made = beforehand.build(token.source)
                 session().upload(key, made.manifest, made.inputs, made.blobs)
 
     def mux_rehearse(self, rehearse: t.Callable[[], rehearsal.Outcomes] | None) -> None:

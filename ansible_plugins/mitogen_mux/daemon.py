@@ -56,6 +56,8 @@ class Session:
         self.pid, self._start_time = _run_process()
         self.path = ''
         self.attach = runs_pb2.AttachReply()
+        self.started = False
+        """Whether this run has run the daemon's program: then it is most likely a new one, which knows nothing."""
         self._clients = threading.local()
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -165,7 +167,7 @@ class Session:
                     if start:
                         raise DaemonError(f'the mitogen-mux daemon at {path} refuses this run: {error.message}') from None
                     continue
-                self.path = path
+                self.path, self.started = path, start
                 self._clients.client, self._clients.pid = client, os.getpid()
                 return
 
@@ -211,6 +213,11 @@ def session() -> Session:
             if seconds := _number('MITOGEN_DUMP_THREAD_STACKS'):
                 faulthandler.dump_traceback_later(seconds, repeat=True, file=2)
         return _session
+
+
+def started() -> bool:
+    """Whether this run has started the daemon."""
+    return _session is not None and _session.started
 
 
 def find_binary() -> str:

@@ -15,7 +15,7 @@ from ansible.executor import module_common
 from ansible.plugins import action as action_plugins
 from ansible.plugins.loader import connection_loader, lookup_loader
 
-from . import actions, compat, connection, display, payload, standins, synchronize, trees
+from . import actions, beforehand, compat, connection, display, payload, standins, synchronize, trees
 
 _LOOKUPS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'lookup')
 
@@ -150,6 +150,7 @@ def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes
         return None  # the core says it better
     if len(params) > payload.MAX_PARAMS:
         return None
+    beforehand.expect(source)
     interpreter, arguments = module_common._extract_interpreter(source.data)
     shebang, interpreter = module_common._get_shebang(
         interpreter or '/usr/bin/python', call['task_vars'], call['templar'], arguments, remote_is_local=call['remote_is_local']

@@ -15,7 +15,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleError
 from ansible.utils.display import Display
 
-from . import baton, host_task, isolation, readied, shares
+from . import baton, beforehand, host_task, isolation, readied, shares
 from .forked import SIGNATURE, ForkedWorker
 
 LONGEST_WAIT = 0.05
@@ -98,6 +98,7 @@ class Workers:
         if self.dealer.lost:
             raise AnsibleError('A worker was found in a dead state')  # as the core's linear strategy says; the others would wait for ever
         if not self.dealer.deals():
+            beforehand.fill(self.awake)
             self.shelf.fill()
         with self.baton.lent():
             self.wakeup.wait([*forks, *told], LONGEST_WAIT if self._strategy._pending_results else seconds)

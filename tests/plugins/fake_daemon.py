@@ -1,6 +1,9 @@
 """A session without a daemon: requests are recorded and run on this machine. Run as a program it is ansible-playbook with such a session.
 
-Modules are run from their manifest by what the AnsiballZ wrapper would do, so that a wrong manifest or wrong parameters show."""
+Modules are run from their manifest by what the AnsiballZ wrapper would do, so that a wrong manifest or wrong parameters show.
+
+With FAKE_BUILDS in the environment the making of payloads is recorded, too, as ``build NAME`` and ``built NAME``. It has what each request in its
+turn waits for before it is answered, with commas between. FAKE_NEW says that the run has started the daemon."""
 
 from __future__ import annotations
 
@@ -12,12 +15,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import typing as t
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'ansible_plugins'))
 
-from mitogen_mux import daemon  # noqa: E402
+from mitogen_mux import baton, daemon, payload  # noqa: E402
 from mitogen_mux.client import RpcError  # noqa: E402
 from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2  # noqa: E402
 
@@ -47,6 +51,7 @@ class FakeSession:
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
         self.attach = runs_pb2.AttachReply(run='fake', stage1='stage one', agent_name='mitogen-mux: fake')
+        self._awaited = os.environ.get('FAKE_BUILDS', '').split(',')
 
     @property
     def run_id(self) -> str:
@@ -63,6 +68,7 @@ class FakeSession:
         self._note(f'upload {manifest.module}')
 
     def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
+        baton.turn()
         given: dict[int, bytes] = {}
         for part in bodies:
             given[part.step] = given.get(part.step, b'') + part.data
@@ -70,6 +76,7 @@ class FakeSession:
             if step.WhichOneof('action') == 'module' and not self._payload(step.module).exists():
                 raise RpcError(9, 'payload wanted', error_pb2.Error(kind=error_pb2.Error.PAYLOAD_WANTED, step=number))
         self._note('request ' + ' '.join(str(step.WhichOneof('action')) for step in request.steps))
+        self._await(self._awaited.pop(0) if self._awaited else '')
         answers: list[tuple[int, bytes] | None] = []
         for number, step in enumerate(request.steps):
             if not all(allows(guard, answers) for guard in step.guards):
@@ -94,6 +101,25 @@ class FakeSession:
     def _note(self, line: str) -> None:
         with open(self.folder / 'log', 'a') as log:
             log.write(line + '\n')
+
+    def _await(self, line: str) -> None:
+        tries = 3000
+        while line and line not in (self.folder / 'log').read_text().splitlines() and tries:
+            time.sleep(0.01)
+            tries -= 1
+        self._note('answer' if tries else f'answer without {line}')
+
+    def watch(self) -> None:
+        """Records what is built."""
+        original = payload.Source.build
+
+        def build(source: payload.Source) -> payload.Payload:
+            self._note(f'build {source.name}')
+            made = original(source)
+            self._note(f'built {source.name}')
+            return made
+
+        payload.Source.build = build  # type: ignore[method-assign]
 
     def _payload(self, step: jobs_pb2.Module) -> pathlib.Path:
         return self.folder / f'payload-{step.payload.hex()}'
@@ -175,6 +201,9 @@ def _hop(hop: path_pb2.Hop) -> str:
 def main() -> None:
     session = FakeSession(pathlib.Path(os.environ['FAKE_DAEMON']))
     daemon.session = lambda: session  # type: ignore[assignment,return-value]
+    daemon.started = lambda: 'FAKE_NEW' in os.environ
+    if 'FAKE_BUILDS' in os.environ:
+        session.watch()
     from ansible.cli.playbook import main as ansible_playbook
 
     ansible_playbook()

@@ -135,12 +135,11 @@ def test_attach_tells_the_run(place: Place, served: Daemon, monkeypatch: pytest.
 
 
 def test_the_second_session_runs_no_program(place: Place, served: Daemon) -> None:
-    daemon.Session()
-    daemon.Session()
+    assert [daemon.Session().started, daemon.Session().started] == [True, False]
     assert place.calls() == 1
     place.pretend(f'echo mitogen-mux 1 v2 unix {place.socket} grpc')  # another build: it has to be asked
     os.utime(place.program, ns=(1, 1))
-    daemon.Session()
+    assert daemon.Session().started
     assert place.calls() == 2
 
 

@@ -77,7 +77,7 @@ def play(tmp_path: pathlib.Path) -> Play:
         noted = tmp_path / 'log'
         lines = noted.read_text().splitlines() if noted.exists() else []
         requests = [line.removeprefix('request ') for line in lines if line.startswith('request ')]
-        log = collections.Counter(line for line in lines if not line.startswith(('upload', 'detach', 'request')))
+        log = collections.Counter(line for line in lines if not line.startswith(('upload', 'detach', 'request', 'answer')))
         return Run(done.returncode, done.stdout + done.stderr, log, requests)
 
     return run

@@ -1,0 +1,195 @@
+"""A payload that a new daemon will want is made while something else is waited for, and nothing but that changes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import typing as t
+
+import pytest
+
+import core  # noqa: F401
+from mitogen_mux import beforehand, compat, daemon, payload
+
+pytestmark = pytest.mark.slow
+
+HERE = pathlib.Path(__file__).resolve().parent
+PLUGINS = HERE.parents[1] / 'ansible_plugins'
+
+MODULE = """
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.one.two.plugins.module_utils.{util} import ANSWER
+
+AnsibleModule({{}}).exit_json(answer=ANSWER)
+"""
+
+RUNTIME = """
+plugin_routing:
+  module_utils:
+    old:
+      redirect: one.two.new
+      deprecation: {removal_version: 9.0.0, warning_text: it is old}
+"""
+
+VARIABLES = {'ansible_host': '127.0.0.1', 'ansible_interpreter_python_fallback': [sys.executable]}
+
+RECORDED = ('request', 'answer', 'build', 'built', 'upload')
+
+
+class Run(t.NamedTuple):
+    rc: int
+    output: str
+    log: list[str]
+
+
+Play = t.Callable[..., Run]
+
+
+@pytest.fixture
+def play(tmp_path: pathlib.Path) -> Play:
+    plugins = tmp_path / 'ansible_collections' / 'one' / 'two' / 'plugins'
+    for folder in ('modules', 'module_utils', '../meta'):
+        (plugins / folder).mkdir(parents=True)
+    (plugins / 'modules' / 'says.py').write_text(MODULE.format(util='old'))
+    (plugins / 'modules' / 'fails.py').write_text(MODULE.format(util='not_there'))
+    (plugins / 'module_utils' / 'new.py').write_text('ANSWER = 42\n')
+    (plugins.parent / 'meta' / 'runtime.yml').write_text(RUNTIME)
+
+    def run(tasks: str, builds: str, *, new: bool, strategy: str = 'mitogen_linear') -> Run:
+        for file in [*tmp_path.glob('payload-*'), tmp_path / 'log']:
+            file.unlink(missing_ok=True)
+        (tmp_path / 'play.yml').write_text(f'- hosts: all\n  gather_facts: false\n  tasks:\n{tasks}')
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_'))}
+        done = subprocess.run(
+            [sys.executable, str(HERE / 'fake_daemon.py'), '-i', 'h1,', '-e', json.dumps(VARIABLES), 'play.yml'],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            env={
+                **clean,
+                **({'FAKE_NEW': '1'} if new else {}),
+                'FAKE_BUILDS': builds,
+                'HOME': str(tmp_path),
+                'FAKE_DAEMON': str(tmp_path),
+                'ANSIBLE_STRATEGY': strategy,
+                'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
+                'ANSIBLE_COLLECTIONS_PATH': str(tmp_path),
+                'ANSIBLE_PYTHON_INTERPRETER': 'auto_silent',
+                'ANSIBLE_HOME': str(tmp_path / 'home'),
+                'ANSIBLE_NOCOLOR': '1',
+            },
+        )
+        log = (tmp_path / 'log').read_text().splitlines()
+        return Run(done.returncode, done.stdout, [line for line in log if line.startswith(RECORDED)])
+
+    return run
+
+
+PING = ['build ping', 'built ping']
+SEARCH = ['request command', 'answer']
+AGAIN = SEARCH if compat.BUILT_MODULE is None else []  # up to 2.18 the target is asked for its distribution, too
+RAN = ['upload ansible.modules.ping', 'request module', 'answer']
+
+
+@pytest.mark.parametrize('strategy', ['mitogen_linear', 'mitogen_free'])
+def test_a_payload_is_made_while_the_interpreter_is_looked_for(play: Play, strategy: str) -> None:
+    """That answer waits for it; without us it would be made after it."""
+    old = play('  - ping:\n', '', new=False, strategy=strategy)
+    new = play('  - ping:\n', 'built ping', new=True, strategy=strategy)
+    assert (old.rc, new.rc, new.output) == (0, 0, old.output), (old, new)
+    assert old.log == [*SEARCH, *AGAIN, *PING, *RAN]
+    assert new.log == [SEARCH[0], *PING, SEARCH[1], *AGAIN, *RAN]
+
+
+def test_the_next_tasks_is_made_while_the_target_is_at_work(play: Play) -> None:
+    tasks = '  - ping:\n  - command: echo hi\n  - command: echo hi\n  - ping:\n'
+    old, new = play(tasks, '', new=False), play(tasks, f'built ping,{"," * bool(AGAIN)}built ansible.legacy.command', new=True)
+    assert (old.rc, new.rc, new.output) == (0, 0, old.output), (old, new)
+    command = ['build ansible.legacy.command', 'built ansible.legacy.command']
+    ran = ['request module', 'answer']
+    assert old.log == [*SEARCH, *AGAIN, *PING, *RAN, *command, 'upload ansible.modules.command', *ran, *ran, *ran]
+    assert new.log == [SEARCH[0], *PING, SEARCH[1], *AGAIN, *RAN[:2], *command, RAN[2], 'upload ansible.modules.command', *ran, *ran, *ran]
+
+
+@pytest.mark.parametrize(('module', 'said', 'rc'), [('says', 'it is old', 0), ('fails', 'Could not find imported module support code', 2)])
+def test_what_there_is_to_say_of_a_payload_is_said_in_its_place(play: Play, module: str, said: str, rc: int) -> None:
+    """Made beforehand it is of no use, then."""
+    tasks = f'  - {{ping: , name: first}}\n  - {{one.two.{module}: , name: second}}\n'
+    old, new = play(tasks, '', new=False), play(tasks, 'built ping', new=True)
+    assert (old.rc, new.rc, new.output) == (rc, rc, old.output), (old, new)
+    assert said in ' '.join(old.output.partition('TASK [second]')[2].split())
+    tasks = tasks.splitlines(keepends=True)[1]
+    old, new = play(tasks, '', new=False), play(tasks, f'{"build" if rc else "built"} one.two.{module}', new=True)
+    assert (old.rc, new.rc, new.output) == (rc, rc, old.output), (old, new)
+    assert [log.count(f'build one.two.{module}') for log in (old.log, new.log)] == [1, 2]
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[], None]:
+    for name in ('_expected', '_made', '_seen'):
+        monkeypatch.setattr(beforehand, name, type(getattr(beforehand, name))())
+    monkeypatch.setattr(daemon, 'started', lambda: True)
+
+    def fill() -> None:
+        with compat.display_per_thread():
+            beforehand.fill(lambda: False)
+
+    return fill
+
+
+@pytest.mark.parametrize(
+    ('case', 'early', 'late'),
+    [
+        ('as expected', 1, 0),
+        ('the module has changed', 1, 1),
+        ('the daemon is not new', 0, 1),
+        ('no time', 0, 1),
+        ('wanted first', 0, 1),
+        ('wanted before', 0, 1),
+    ],
+)
+def test_each_is_made_once_beforehand_if_at_all(
+    idle: t.Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, case: str, early: int, late: int
+) -> None:
+    builds: list[payload.Source] = []
+    original = payload.Source.build
+
+    def build(source: payload.Source) -> payload.Payload:
+        builds.append(source)
+        return original(source)
+
+    def source(more: str = '') -> payload.Source:
+        (tmp_path / 'mine.py').write_text(f'from ansible.module_utils.basic import AnsibleModule{more}\n')
+        found = payload.classify('mine', str(tmp_path / 'mine.py'))
+        assert found is not None
+        return found
+
+    monkeypatch.setattr(payload.Source, 'build', build)
+    monkeypatch.setattr(daemon, 'started', lambda: case != 'the daemon is not new')
+    expected = source()
+    if case == 'wanted before':
+        beforehand.build(expected)
+    beforehand.expect(expected)
+    if case == 'wanted first':
+        beforehand.build(expected)
+    builds.clear()
+    beforehand.fill(lambda: True)
+    assert builds == []
+    if case != 'no time':
+        idle()
+        idle()
+    assert builds == [expected] * early
+    wanted = source(', env_fallback') if case == 'the module has changed' else expected
+    made = beforehand.build(wanted)
+    assert builds == [expected] * early + [wanted] * late
+    assert made.blobs == original(wanted).blobs
+    beforehand.expect(wanted)
+    idle()
+    assert beforehand.build(wanted) is not made  # it has been given that one, and wants it anew
+    assert len(builds) == early + late + 1
