@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import os
 import pathlib
+import socket
 import threading
 import typing as t
 
@@ -15,6 +17,7 @@ grpc = pytest.importorskip('grpc', reason='grpcio, the oracle, is not installed'
 
 from concurrent import futures  # noqa: E402
 
+from mitogen_mux import baton  # noqa: E402
 from mitogen_mux import client as client_module  # noqa: E402
 from mitogen_mux.client import Client, NotSent, RpcError  # noqa: E402
 from mitogen_mux.v1 import error_pb2, jobs_pb2  # noqa: E402
@@ -178,11 +181,31 @@ def test_a_fork_is_noticed(service: tuple[Service, str]) -> None:
         list(client.stream(RUN, (), jobs_pb2.RunReply))
 
 
+def test_a_worker_thread_gives_the_baton_away_when_its_request_has_left(tmp_path: pathlib.Path) -> None:
+    """Whoever gets it may keep it for long."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / 's'))
+    listener.listen(1)
+    listener.setblocking(False)
+    sent: list[bytes] = []
+
+    class Baton(baton.Baton):
+        def give(self) -> None:
+            if self.held() and not sent:
+                sent.append(b'')
+                with contextlib.suppress(BlockingIOError), listener.accept()[0] as outer:  # which ends the call
+                    sent.append(outer.recv(1 << 16, socket.MSG_DONTWAIT))
+                listener.close()
+            super().give()
+
+    with Baton().job(threading.Event()), contextlib.suppress(RpcError):
+        list(Client(str(tmp_path / 's')).stream(RUN, bodies(1, 10), jobs_pb2.RunReply))
+    assert next(bodies(1, 10)).SerializeToString() in b''.join(sent)
+
+
 @pytest.mark.parametrize('cut', range(0, 200, 7))
 def test_a_connection_cut_anywhere_is_an_error(tmp_path: pathlib.Path, service: tuple[Service, str], cut: int) -> None:
     """A relay passes ``cut`` bytes of the answer and then closes: always RpcError, never a hang, and the next call works."""
-    import socket
-
     path = str(tmp_path / 'relay')
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
