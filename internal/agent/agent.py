@@ -91,7 +91,7 @@ class Agent(object):
         self.jobs = {}          # children not yet waited for, by pid
         self.latest = None      # the payload of the last job that found everything compiled
         self.spare = None       # a child for the next one
-        self.pages = None       # which of its pages a job has copied; None: not known
+        self.pages = Pages()
         self.gathered = False   # what jobs of one payload need is there, and in huge pages
         self.memory = 0         # KiB, as the daemon knows
         self.lost = self.stopping = False
@@ -391,6 +391,7 @@ class Agent(object):
         latest, self.latest = self.latest, None     # until another has run, if it cannot be
         try:
             self.prepare(latest)
+            self.pages.look()
             self.spare = Spare(self)
             self.latest = latest
         except OSError:
@@ -483,7 +484,7 @@ class Agent(object):
                 self.empty.update((name, payload.names[name]) for name in empty if name in sys.modules)
         if self.importer.learn() or wanted:
             know_abstract_classes()
-            self.pages = None
+            self.pages.copied = None
         draw_seed()
         if payload.warm and not self.gathered and not self.jobs:
             self.gathered = True

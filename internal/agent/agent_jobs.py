@@ -255,7 +255,7 @@ class Module(Job):
             if self.words:
                 say_last(self.words, code)
             if self.pages:
-                leave(self.pages, own_pages())
+                leave(self.pages, agent.pages.own())
         return code
 
     def conclude(self):
@@ -284,7 +284,7 @@ class Module(Job):
                 source.close()
             return self.agent.guard(self, self.fork)    # somebody has ended who was to be it, and it has not begun
         if self.pages:
-            self.agent.pages = what_was_left(self.pages) or []
+            self.agent.pages.copied = what_was_left(self.pages) or []
         Job.exited(self, status, usage)
         self.words = self.pages = None
 
@@ -299,7 +299,7 @@ class Spare(object):
         self.agent = agent
         self.payloads = [payload for payload in agent.payloads.values() if payload.warm and agent.inherits(payload)]
         self.words = mmap.mmap(-1, WORDS.size)
-        self.pages = mmap.mmap(-1, PAGES_SIZE) if agent.pages is None else None
+        self.pages = mmap.mmap(-1, PAGES_SIZE) if agent.pages.copied is None else None
         self.diary = Diary()
         pipes = []
         try:
@@ -320,7 +320,7 @@ class Spare(object):
 
     def wait(self):
         """In the child, which has its orders as the descriptor after stdio."""
-        copy_pages(self.agent.pages or ())
+        self.agent.pages.copy()
         with os.fdopen(3, 'rb') as orders:
             size = orders.read(NUMBER.size)
             order = orders.read(NUMBER.unpack(size)[0]) if size else b''
