@@ -130,7 +130,7 @@ class Agent(object):
                 return self.tidy()
             idle = self.latest is not None and not self.spare and not self.lost and self.expecting()
             try:
-                events = self.poller.poll(*[0] * idle)
+                events = self.poller.poll(0) if idle else self.poller.poll()
             except (OSError, select.error) as e:
                 if e.args[0] != errno.EINTR:
                     raise

@@ -227,6 +227,7 @@ class Module(Job):
         if self.fields[9] == b'1':
             self.diary = Diary()
         self.launch(self.be, stdin=self.fields[10] == b'1', patient=True)
+        self.fields = None      # params may be long
 
     def be(self):
         """In the child: the module, from its environment to its exit status."""
