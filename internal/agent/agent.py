@@ -391,7 +391,6 @@ class Agent(object):
         latest, self.latest = self.latest, None     # until another has run, if it cannot be
         try:
             self.prepare(latest)
-            self.pages.look()
             self.spare = Spare(self)
             self.latest = latest
         except OSError:
@@ -484,7 +483,7 @@ class Agent(object):
                 self.empty.update((name, payload.names[name]) for name in empty if name in sys.modules)
         if self.importer.learn() or wanted:
             know_abstract_classes()
-            self.pages.copied = None
+            self.pages.areas = None
         draw_seed()
         if payload.warm and not self.gathered and not self.jobs:
             self.gathered = True

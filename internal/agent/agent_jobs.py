@@ -285,7 +285,7 @@ class Module(Job):
                 source.close()
             return self.agent.guard(self, self.fork)    # somebody has ended who was to be it, and it has not begun
         if self.pages:
-            self.agent.pages.copied = what_was_left(self.pages) or []
+            self.agent.pages.copied = what_was_left(self.pages) or self.agent.pages.copied
         Job.exited(self, status, usage)
         self.words = self.pages = None
 
@@ -300,7 +300,7 @@ class Spare(object):
         self.agent = agent
         self.payloads = [payload for payload in agent.payloads.values() if payload.warm and agent.inherits(payload)]
         self.words = mmap.mmap(-1, WORDS.size)
-        self.pages = mmap.mmap(-1, PAGES_SIZE) if agent.pages.copied is None else None
+        self.pages = mmap.mmap(-1, PAGES_SIZE) if agent.pages.to_be_learnt() else None
         self.diary = Diary()
         pipes = []
         try:
@@ -358,6 +358,8 @@ class Spare(object):
 
     def close(self):
         """It is not wanted: it ends by itself."""
+        if self.pages:
+            self.agent.pages.areas = None   # another will tell
         for fd in (self.orders, self.plan[0][0], self.plan[1][0]):
             os.close(fd)
 

@@ -3,6 +3,7 @@ nothing changes what is in them.
 
 A section of the agent; see agent.py.
 """
+import bisect
 import os
 import resource
 import struct
@@ -12,6 +13,7 @@ PAGE = resource.getpagesize()
 MADV_COLLAPSE = 25          # Linux 6.1
 MOST_HUGE = 4194304     # bytes of a huge page: larger ones would be mostly empty
 OWN = 1 << 63 | 1 << 56     # of an entry of pagemap: the page is there, and no other process has it (Linux 4.2)
+MOST_LESSONS = 8        # of an agent whose memory does not settle
 ALLOCATED = b' rw-p 00000000 00:00 0 '
 
 
@@ -40,32 +42,34 @@ class Pages(object):
     """Which pages a job has copied, because it wrote to them; so that a child that waits can do so before it is the next one."""
 
     def __init__(self):
-        self.areas = []         # of the interpreter, as they were then
-        self.copied = None      # addresses; None: not known
+        self.copied = []        # their addresses, ascending
+        self.areas = None       # of the interpreter, as they were then
+        self.lessons = 0
         self.memory = None      # all of it, byte by byte
 
-    def look(self):
-        """In the agent, before a fork: what is known of other areas is of no use."""
+    def to_be_learnt(self):
+        """In the agent, before a fork: whether that job shall tell."""
         ctypes = sys.modules.get('ctypes')      # jobs import it anyway
         areas = allocated()
-        if areas != self.areas:
-            self.areas, self.copied = areas, None
-        if ctypes and not self.memory and sys.maxsize >> 32:
-            self.memory = (ctypes.c_ubyte * sys.maxsize).from_address(0)
+        if not ctypes or not sys.maxsize >> 32 or areas == self.areas or self.lessons == MOST_LESSONS:
+            return False
+        self.memory = self.memory or (ctypes.c_ubyte * sys.maxsize).from_address(0)
+        self.areas = areas
+        self.lessons += 1
+        return True
 
     def copy(self):
-        """In the child."""
-        memory = self.memory
-        if memory and self.copied and allocated() == self.areas:
-            for at in self.copied:
-                memory[at] = memory[at]
+        """In the child: those that are still there."""
+        for start, end in allocated() if self.copied else ():
+            for at in self.copied[bisect.bisect_left(self.copied, start):bisect.bisect_left(self.copied, end)]:
+                self.memory[at] = self.memory[at]
 
     def own(self):
         """In the child, at its end: addresses of the pages that it has alone."""
         entries = []
         try:
             pagemap = os.open('/proc/self/pagemap', os.O_RDONLY)
-            for start, end in map(borders, self.areas):     # to read first: what comes then writes to more of them
+            for start, end in self.areas:   # to read first: what comes then writes to more of them
                 os.lseek(pagemap, start // PAGE * 8, os.SEEK_SET)
                 entries.append((start, os.read(pagemap, (end - start) // PAGE * 8)))
             os.close(pagemap)
@@ -76,18 +80,16 @@ class Pages(object):
 
 
 def allocated():
-    """Lines of /proc's maps: what the interpreter has allocated."""
-    parts = []
+    """(start, end) of what the interpreter has allocated, ascending, as /proc has it."""
+    text = b''
     try:
         maps = os.open('/proc/self/maps', os.O_RDONLY)
-        while not parts or parts[-1]:
-            parts.append(os.read(maps, 65536))
+        part = True
+        while part:
+            part = os.read(maps, 4096)      # little, so that it takes no memory that was not there
+            text += part
         os.close(maps)
     except OSError:
         pass    # no Linux
-    return [line for line in b''.join(parts).split(b'\n') if ALLOCATED in line]
-
-
-def borders(line):
-    """(start, end) of an area."""
-    return [int(address, 16) for address in line.split(b' ')[0].split(b'-')]
+    lines = [line for line in text.split(b'\n') if ALLOCATED in line]
+    return [tuple(int(address, 16) for address in line.split(b' ')[0].split(b'-')) for line in lines]

@@ -97,7 +97,13 @@ LIFE = """
   - ping:
   - meta: reset_connection
   - ping:
-  - {name: the link is cut, shell: pkill -P $(cat {dir}/pid), delegate_to: localhost}
+  - name: the link is cut, and the daemon has seen it
+    shell: |
+      ended() { grep -r "link ended" {dir}/mux 2>/dev/null | wc -l; }
+      before=$(ended)
+      pkill -P $(cat {dir}/pid)
+      until [ $(ended) -gt $before ]; do sleep 0.01; done
+    delegate_to: localhost
   - ping:
   - set_fact: {ansible_user: no-such-user}
   - {ping: , ignore_unreachable: true, register: denied}
