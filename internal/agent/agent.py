@@ -483,11 +483,11 @@ class Agent(object):
                 self.empty.update((name, payload.names[name]) for name in empty if name in sys.modules)
         if self.importer.learn() or wanted:
             know_abstract_classes()
-            self.pages.areas = None
+            self.pages.copied = None
         draw_seed()
         if payload.warm and not self.gathered and not self.jobs:
             self.gathered = True
-            gather_pages()
+            self.pages.gather()
         if hasattr(gc, 'freeze'):
             gc.freeze()
 

@@ -285,7 +285,7 @@ class Module(Job):
                 source.close()
             return self.agent.guard(self, self.fork)    # somebody has ended who was to be it, and it has not begun
         if self.pages:
-            self.agent.pages.copied = what_was_left(self.pages) or self.agent.pages.copied
+            self.agent.pages.copied = what_was_left(self.pages) or []
         Job.exited(self, status, usage)
         self.words = self.pages = None
 
@@ -358,8 +358,6 @@ class Spare(object):
 
     def close(self):
         """It is not wanted: it ends by itself."""
-        if self.pages:
-            self.agent.pages.areas = None   # another will tell
         for fd in (self.orders, self.plan[0][0], self.plan[1][0]):
             os.close(fd)
 
