@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import typing as t
 
 import pytest
 
 import core  # noqa: F401
+import stub_run
 from mitogen_mux import beforehand, compat, daemon, payload
 
 pytestmark = pytest.mark.slow
 
-HERE = pathlib.Path(__file__).resolve().parent
-PLUGINS = HERE.parents[1] / 'ansible_plugins'
 
 MODULE = """
 from ansible.module_utils.basic import AnsibleModule
@@ -62,28 +59,16 @@ def play(tmp_path: pathlib.Path) -> Play:
         for file in [*tmp_path.glob('payload-*'), tmp_path / 'log']:
             file.unlink(missing_ok=True)
         (tmp_path / 'play.yml').write_text(f'- hosts: all\n  gather_facts: false\n  tasks:\n{tasks}')
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_'))}
-        done = subprocess.run(
-            [sys.executable, str(HERE / 'fake_daemon.py'), '-i', 'h1,', '-e', json.dumps(VARIABLES), 'play.yml'],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            env={
-                **clean,
-                **({'FAKE_NEW': '1'} if new else {}),
-                'FAKE_BUILDS': builds,
-                'HOME': str(tmp_path),
-                'FAKE_DAEMON': str(tmp_path),
-                'ANSIBLE_STRATEGY': strategy,
-                'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
-                'ANSIBLE_COLLECTIONS_PATH': str(tmp_path),
-                'ANSIBLE_PYTHON_INTERPRETER': 'auto_silent',
-                'ANSIBLE_HOME': str(tmp_path / 'home'),
-                'ANSIBLE_NOCOLOR': '1',
-            },
+        done = stub_run.play(
+            tmp_path,
+            'fake_daemon.py',
+            *('-i', 'h1,', '-e', json.dumps(VARIABLES)),
+            **({'FAKE_NEW': '1'} if new else {}),
+            FAKE_BUILDS=builds,
+            FAKE_DAEMON=str(tmp_path),
+            ANSIBLE_STRATEGY=strategy,
+            ANSIBLE_COLLECTIONS_PATH=str(tmp_path),
+            ANSIBLE_PYTHON_INTERPRETER='auto_silent',
         )
         log = (tmp_path / 'log').read_text().splitlines()
         return Run(done.returncode, done.stdout, [line for line in log if line.startswith(RECORDED)])

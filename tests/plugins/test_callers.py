@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import pathlib
-import subprocess
 import sys
 import typing as t
 
 import pytest
 
+import stub_run
 from mitogen_mux import compat
-
-HERE = pathlib.Path(__file__).resolve().parent
-PLUGINS = HERE.parents[1] / 'ansible_plugins'
 
 KNOWN = compat.BUILT_MODULE is not None
 """Whether the core looks for callers: since 2.19."""
@@ -95,32 +91,18 @@ def test_the_warning_of_our_strategy_has_the_same_text(tmp_path: pathlib.Path) -
     (tmp_path / 'site').mkdir()
     (tmp_path / 'site' / 'sitecustomize.py').write_text(SITE.format(log=str(tmp_path / 'log')))
     (tmp_path / 'play.yml').write_text('- {hosts: all, gather_facts: false, tasks: [{ping: }]}\n')
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_', 'PYTHON'))}
 
     def run(**more: str) -> tuple[str, str]:
         (tmp_path / 'log').write_text('')
-        done = subprocess.run(
-            [sys.executable, str(HERE / 'stub_daemon.py'), '-i', 'h0,', '-e', f'ansible_python_interpreter={sys.executable}', 'play.yml'],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            env={
-                **clean,
-                'HOME': str(tmp_path),
-                'PYTHONPATH': str(tmp_path / 'site'),
-                'ANSIBLE_STRATEGY': 'mitogen_linear',
-                'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
-                'ANSIBLE_CONNECTION_PLUGINS': str(PLUGINS / 'connection'),
-                'ANSIBLE_TRANSPORT': 'mitogen_ssh',
-                'ANSIBLE_DEPRECATION_WARNINGS': '1',
-                'ANSIBLE_DISPLAY_TRACEBACK': 'deprecated',
-                'ANSIBLE_HOME': str(tmp_path / 'home'),
-                'ANSIBLE_NOCOLOR': '1',
-                **more,
-            },
+        done = stub_run.play(
+            tmp_path,
+            'stub_daemon.py',
+            *('-i', 'h0,', '-e', f'ansible_python_interpreter={sys.executable}'),
+            PYTHONPATH=str(tmp_path / 'site'),
+            ANSIBLE_TRANSPORT='mitogen_ssh',
+            ANSIBLE_DEPRECATION_WARNINGS='1',
+            ANSIBLE_DISPLAY_TRACEBACK='deprecated',
+            **more,
         )
         assert done.returncode == 0, done.stdout
         return done.stdout, (tmp_path / 'log').read_text()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 import textwrap
 import typing as t
 
 import pytest
 
+import stub_run
+
 pytestmark = pytest.mark.slow
 
-HERE = pathlib.Path(__file__).resolve().parent
-PLUGINS = HERE.parents[1] / 'ansible_plugins'
 
 PLAY = """
 - hosts: all
@@ -143,31 +141,18 @@ def run(tmp_path: pathlib.Path) -> t.Callable[..., Ended]:
         body = textwrap.indent(textwrap.dedent(leave).strip(), ' ' * 8)
         (folder / 'callbacks' / 'leaves.py').write_text(f'{CALLBACK}\n    path = {str(folder / "left" / "file")!r}\n\n    def leave(self, cycle):\n{body}\n')
         (folder / 'site' / 'sitecustomize.py').write_text(WATCH.format(path=str(folder / 'collection')))
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(('ANSIBLE_', 'MITOGEN_', 'PYTHON'))}
-        done = subprocess.run(
-            [sys.executable, str(HERE / 'stub_daemon.py'), '-i', 'h0,', '-e', f'ansible_python_interpreter={sys.executable}', 'play.yml'],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            env={
-                **clean,
-                'HOME': str(folder),
-                'PYTHONPATH': str(folder / 'site'),
-                'ANSIBLE_HOME': str(folder / 'home'),
-                'ANSIBLE_STRATEGY': strategy,
-                'ANSIBLE_STRATEGY_PLUGINS': str(PLUGINS / 'strategy'),
-                'ANSIBLE_CONNECTION_PLUGINS': str(PLUGINS / 'connection'),
-                'ANSIBLE_CALLBACK_PLUGINS': str(folder / 'callbacks'),
-                'ANSIBLE_CALLBACKS_ENABLED': 'leaves',
-                'ANSIBLE_DEPRECATION_WARNINGS': '0',
-                'ANSIBLE_NOCOLOR': '1',
-                'ANSIBLE_TRANSPORT': 'mitogen_ssh',
-                'ANSIBLE_LOG_PATH': str(folder / 'log'),
-                **more,
-            },
+        done = stub_run.play(
+            folder,
+            'stub_daemon.py',
+            *('-i', 'h0,', '-e', f'ansible_python_interpreter={sys.executable}'),
+            PYTHONPATH=str(folder / 'site'),
+            ANSIBLE_STRATEGY=strategy,
+            ANSIBLE_CALLBACK_PLUGINS=str(folder / 'callbacks'),
+            ANSIBLE_CALLBACKS_ENABLED='leaves',
+            ANSIBLE_DEPRECATION_WARNINGS='0',
+            ANSIBLE_TRANSPORT='mitogen_ssh',
+            ANSIBLE_LOG_PATH=str(folder / 'log'),
+            **more,
         )
         assert done.returncode == 0, done.stdout
         left = {path.name: path.read_bytes() for path in (folder / 'left').iterdir()}
