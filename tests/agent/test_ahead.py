@@ -177,13 +177,15 @@ def test_the_answer_does_not_wait_for_the_process_to_be_gone(modules, tmp_path, 
     digest = modules.add(SLOW_END % {'folder': str(tmp_path)})
     modules.spare(digest)
     result = run(modules, digest, *fields)
-    assert (result.code, bytes(result.err)) == (3, b'too')
     pid = int(result.data)
-    assert int(result.fields[6]) and int(result.fields[7]) and int(result.fields[8])
-    result = Modules(modules.agent).run('import fcntl\nlock = open(%r, "w")\nfcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n' % str(tmp_path / 'lock'))
-    assert (result.code, bytes(result.err)) == (1, b'')  # it did not exit itself, that is all
-    assert not gone(pid)
-    (tmp_path / 'fifo').write_text('')
+    try:
+        assert (result.code, bytes(result.err)) == (3, b'too')
+        assert int(result.fields[6]) and int(result.fields[7]) and int(result.fields[8])
+        result = Modules(modules.agent).run('import fcntl\nlock = open(%r, "w")\nfcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)\n' % str(tmp_path / 'lock'))
+        assert (result.code, bytes(result.err)) == (1, b'')  # it did not exit itself, that is all
+        assert not gone(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
     eventually(lambda: gone(pid))
 
 
