@@ -332,11 +332,15 @@ class Spare(object):
         job.fields = unpack(order, (1, 2, 5, 7, 9), (4, 6))
         job.payload = self.agent.payloads[job.fields[1]]
         job.folders = self.agent.packages
+        self.equip(job)
+        self.agent.importer.use(job.payload)
+        return job.be()
+
+    def equip(self, job):
+        """Gives it the memory that both processes share."""
         job.words, job.pages = self.words, self.pages
         if job.fields[9] == b'1':
             job.diary = self.diary
-        self.agent.importer.use(job.payload)
-        return job.be()
 
     def take(self, job):
         """Becomes the job; False if it cannot."""
@@ -348,9 +352,8 @@ class Spare(object):
             write_all(self.orders, NUMBER.pack(len(order)) + order)
         except OSError:
             return False    # somebody has ended it
-        job.words, job.pages, job.lent = self.words, self.pages, True
-        if fields[9] == b'1':
-            job.diary = self.diary
+        self.equip(job)
+        job.lent = True
         job.begun(self.pid)
         job.listen(self.plan, patient=True)
         os.close(self.orders)

@@ -42,9 +42,11 @@ class Pages(object):
                 areas = [line.split() for line in smaps if '-' in line.split(' ')[0] or line.startswith('Rss:')]
         except (EnvironmentError, ValueError):
             return      # no Linux, or one without huge pages
+        if huge > MOST_HUGE:
+            return
         for area, rss in zip(areas[::2], areas[1::2]):
             start, end = [int(address, 16) for address in area[0].split('-')]
-            if huge <= MOST_HUGE and area[1] == 'rw-p' and area[5:] in ([], ['[heap]']) and int(rss[1]) << 10 >= (end - start) * 3 // 4:
+            if area[1] == 'rw-p' and area[5:] in ([], ['[heap]']) and int(rss[1]) << 10 >= (end - start) * 3 // 4:
                 for at in range(-(-start // huge) * huge, end - huge + 1, huge):
                     self.advise(at, at + huge, MADV_COLLAPSE)
 
