@@ -17,13 +17,16 @@ from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins import action as action_plugins
 from ansible.plugins.action import copy as copy_action
 
-from . import compat, display, errands, rehearsal
+from . import compat, display, errands, payload, rehearsal
 
 _PLAIN_PATH = re.compile(r'/[A-Za-z0-9_./@:+,=-]+')
 """Paths that are the same before and after a shell has seen them."""
 
 _PASSING = frozenset(f'ansible.plugins.action.{name}' for name in ('copy', 'template', 'assemble', 'unarchive'))
 """Actions of the core that put files for their very next module, and for nothing else."""
+
+_ONE_MODULE = frozenset(f'ansible.plugins.action.{name}' for name in ('command', 'normal'))
+"""Those that run one module, and ask nothing after it. ``shell`` is ``command``."""
 
 Ours = t.Callable[[t.Any], bool]
 
@@ -163,12 +166,24 @@ def _copy_file(original: t.Callable[..., t.Any], ours: Ours) -> t.Callable[..., 
 
         self._execute_remote_stat = execute_remote_stat
         try:
-            return original(self, *args, **kwargs)
+            with connection.mux_last_file(_last_file(self, *args, **kwargs)):
+                return original(self, *args, **kwargs)
         finally:
             del self._execute_remote_stat
             connection.mux_forget()
 
     return copy_file
+
+
+def _last_file(action: t.Any, _source: str, source_rel: str, content: t.Any, _tempfile: t.Any, dest: str, *_: t.Any, **__: t.Any) -> str:
+    """The destination, if there is one file only: those of a folder have its name before theirs, or are of a source that ends with a slash."""
+    return dest if content is not None or source_rel == os.path.basename(str(action._task.args.get('src') or '/')) else ''
+
+
+def asks_one_module(action: t.Any, source: payload.Source) -> bool:
+    """Whether the action asks nothing after this module, and nobody else has to know what came of it: it is one of the core's whose text has nothing
+    of facts."""
+    return _is_core(action, _ONE_MODULE) and bool(errands.core_module_of(source.path)) and b'ansible_facts' not in source.data
 
 
 def _is_core(action: t.Any, modules: frozenset[str]) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import itertools
+import os
 import threading
 import typing as t
 
@@ -17,10 +19,14 @@ from ansible.executor.task_executor import TaskExecutor
 from . import baton, compat, host_task, isolation, loops, order, sameness
 from .order import Dropped
 from .outbox import Outbox
+from .v1 import jobs_pb2
 from .waits import replaced
 
 if t.TYPE_CHECKING:
     from .worker import Workers
+
+_numbers = itertools.count(1)
+"""Of requests that others may follow."""
 
 
 @contextlib.contextmanager
@@ -56,6 +62,12 @@ def _independent(executor: t.Any) -> bool:
     return not sameness.says(said, own, '') and not sameness.says(said, compat.loop_variables(executor), '{')
 
 
+def _may_follow(executor: t.Any) -> bool:
+    """Whether nothing that an item comes to can end the loop, or be seen by the next one, as far as the task itself can tell."""
+    task = executor._task
+    return not task.loop_control.label and not sameness.judges(task)
+
+
 class _Loop:
     """A loop, its items, and who runs them. Whoever has the baton may touch it."""
 
@@ -70,6 +82,8 @@ class _Loop:
         self.over = False
         """Whether no item begins any more: one has ended the loop."""
         self.error: BaseException | None = None
+        self.follows = _may_follow(executor)
+        """Whether an item may begin on the target before the controller knows what the one before it has come to."""
         self.first = _Runner(self, executor)
         self.second: _Second | None = None
         self._twin = loops.Twin(executor, host_task.copy_task(executor._task))
@@ -131,15 +145,16 @@ class _Loop:
     def _share(self, runner: _Runner) -> None:
         """What an item has brought, the next one has to see: if that has begun, then in vain."""
         self._twin.share(runner is self.first)
-        if (other := self._other(runner)) is not None:
+        if (other := self.other(runner)) is not None:
             other.outdated = True
 
-    def _other(self, runner: _Runner) -> _Runner | None:
+    def other(self, runner: _Runner) -> _Runner | None:
+        """The one with whom it takes turns."""
         return self.second if runner is self.first else self.first
 
     def _hand_over(self, runner: _Runner) -> None:
         """Lets the other one act, if its turn has come, before this one begins anything."""
-        other = self._other(runner)
+        other = self.other(runner)
         if other is not None and other.item == self.ended:
             other.wake.set()
             with baton.waiting(other.acted.set):
@@ -183,6 +198,12 @@ class _Runner:
         """Whether its item has brought variables."""
         self.outdated = False
         """Whether the other one's has, after its own had begun."""
+        self.follow: jobs_pb2.Follow | None = None
+        """The request after which its item asks nothing more, once that has left."""
+        self.writes = ''
+        """The file that this request writes."""
+        self.left = False
+        """Whether its item's first request has left before its turn."""
         self._loop = loop
         self._may = False
 
@@ -201,7 +222,8 @@ class _Runner:
 
     def begin(self, item: int) -> None:
         """Takes an item."""
-        self.item, self._may, self.dropped, self.brought, self.outdated = item, False, False, False, False
+        self.item, self._may, self.dropped, self.brought, self.outdated, self.left = item, False, False, False, False, False
+        self.follow, self.writes = None, ''
         self.files.forget()
         self.acted.clear()
         self.wake.clear()
@@ -230,6 +252,19 @@ class _Runner:
         """Its connection has the answers that another item got."""
         return False
 
+    def asks(self, request: jobs_pb2.Request, decides: t.Sequence[int], writes: str) -> None:
+        """What follows waits on the target."""
+        if not self._loop.follows:
+            return
+        other = self._loop.other(self)
+        if not self.has_come() and other is not None and other.follow is not None and other.item == self.item - 1 and not self.files.may_be(other.writes):
+            request.follow.CopyFrom(other.follow)
+            self.left = True
+        self.follow, self.writes = None, writes
+        if decides:
+            request.name = f'{os.getpid()}.{next(_numbers)}'
+            self.follow = jobs_pb2.Follow(request=request.name, steps=decides)
+
     def wait(self) -> None:
         """Raises Dropped if what the item has done so far was in vain."""
         loop = self._loop
@@ -237,7 +272,7 @@ class _Runner:
             with baton.waiting(self.wake.set):
                 self.wake.wait()
             self.wake.clear()
-        if loop.over or self.outdated or not self.files.unchanged():
+        if loop.over or self.outdated or not (self.left or self.files.unchanged()):
             self.dropped = True
             raise Dropped
         self._may = True

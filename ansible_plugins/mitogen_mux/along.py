@@ -24,6 +24,8 @@ class Along:
         self.steps: list[jobs_pb2.Step] = []
         self.tokens: dict[int, payload.Token] = {}
         """The modules, by step."""
+        self.last: list[int] = []
+        """The steps of which one, if it is run, is the last for its file."""
         self.bodies: dict[int, bytes] = {}
         self._known: list[tuple[rehearsal.Question, Told]] = []
         self._done: tuple[rehearsal.Change, Told] | None = None
@@ -37,6 +39,7 @@ class Along:
 
         for n, question in enumerate(outcomes.unchanged, at):
             add(question, jobs_pb2.Guard(step=n, field='stat.checksum', value=json.dumps(question.checksum)))
+        self.last = [at + len(self.steps)] if self.steps else []
         change = outcomes.changed
         if change is None or (change.folder.foreign and len(path.hops) == change.folder.depth):
             return
@@ -49,6 +52,7 @@ class Along:
         self.steps += errand.steps
         self.bodies = errand.bodies
         add(change.question, errands.done(at + len(self.steps)))
+        self.last.append(at + len(self.steps))
         self.steps += errand.last
 
     def learn(self, answers: t.Sequence[errands.Result | None], failure: RpcError | None, folder: errands.Folder | None) -> None:

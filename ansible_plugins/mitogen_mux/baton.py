@@ -39,6 +39,10 @@ class Turn(t.Protocol):
     def supposes(self, holds: t.Callable[[], bool]) -> bool:
         """Whether the thread may go on with what was true a while ago. If so ``holds`` is called by the main thread when its turn comes."""
 
+    def asks(self, request: t.Any, decides: t.Sequence[int], writes: str) -> None:
+        """Is told of a request (jobs_pb2.Request) before it leaves, and may have it follow another one, so that it leaves before the thread's turn. Once one
+        of the steps ``decides`` has been run, nothing more is asked for what the thread works on; ``writes`` is the file that they write."""
+
 
 class Cancelled(BaseException):
     """The run has ended, and the worker thread in which this is raised leaves its host-task where it stands."""

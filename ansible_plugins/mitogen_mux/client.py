@@ -87,11 +87,15 @@ class Client:
             raise RpcError(INTERNAL, f'{method}: {len(replies)} replies where one was due')
         return replies[0]
 
-    def stream(self, method: str, requests: t.Iterable[Message], reply_type: type[Reply], timeout: float | None = None) -> t.Iterator[Reply]:
-        """Sends the requests, yields the replies as they come. Leaving the iterator early, by whatever exception, cancels the call."""
+    def stream(
+        self, method: str, requests: t.Iterable[Message], reply_type: type[Reply], timeout: float | None = None, ahead: bool = False
+    ) -> t.Iterator[Reply]:
+        """Sends the requests, yields the replies as they come. Leaving the iterator early, by whatever exception, cancels the call. ``ahead``: a
+        thread that is ahead waits for its turn only before the replies."""
         if os.getpid() != self._pid:
             raise RuntimeError('a client of the mitogen-mux daemon was used after a fork')
-        baton.turn()
+        if not ahead:
+            baton.turn()
         call = _Call(self._connect(), method, timeout)
         done = False
         try:
@@ -102,6 +106,7 @@ class Client:
                 if call.ended:
                     break
             call.end_requests()
+            baton.turn()
             for message in call.replies():
                 yield _parse(reply_type, message)
             call.check_status()

@@ -13,7 +13,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
-from . import along, ansiballz, beforehand, daemon, display, errands, errors, hops, payload, rehearsal, successors
+from . import along, ansiballz, baton, beforehand, daemon, display, errands, errors, hops, payload, rehearsal, successors
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -68,6 +68,7 @@ class MuxConnection(errands.Carrier):
     _mux_input = ''
     _mux_rehearse: t.Callable[[], rehearsal.Outcomes] | None = None
     _mux_along: along.Along | None = None
+    _mux_last_file = ''
 
     def mux_enabled(self) -> bool:
         """Whether we are to do this connection's work."""
@@ -198,11 +199,12 @@ class MuxConnection(errands.Carrier):
         more = along.Along(outcomes, at, path, self._mux_module_step)
         tokens = {at: token, **more.tokens}
         steps = [*errand.steps, self._mux_module_step(token), *more.steps, *errand.last]
+        decides = [at] if token.last else more.last if self._mux_last_file else []
         failure: RpcError | None = None
         wanted = 0
         while True:
             try:
-                answers = self._mux_run(path, steps, {**errand.bodies, **more.bodies})
+                answers = self._mux_run(path, steps, {**errand.bodies, **more.bodies}, decides=decides)
             except RpcError as error:
                 if error.kind == error_pb2.Error.PAYLOAD_WANTED:
                     wanted += 1
@@ -270,6 +272,10 @@ class MuxConnection(errands.Carrier):
         """Meanwhile modules get the files that the file ``index`` names (jobs_pb2.Module.input)."""
         return self._mux_meanwhile('_mux_input', index)
 
+    def mux_last_file(self, dest: str) -> contextlib.AbstractContextManager[None]:
+        """Meanwhile the action copies a file of that name, its last; empty: that is not known."""
+        return self._mux_meanwhile('_mux_last_file', dest)
+
     def mux_forget(self) -> None:
         """What was asked ahead and is not wanted is no answer to a later question."""
         self._mux_along = None
@@ -292,9 +298,25 @@ class MuxConnection(errands.Carrier):
                 return [tool_failed(error, tty)]
             raise self._mux_error(error) from None
 
-    def _mux_run(self, path: path_pb2.Path, steps: list[jobs_pb2.Step], bodies: dict[int, bytes], timeout: float | None = None) -> list[Result | None]:
-        """Runs steps; gives an answer for each, None for one whose guard said no. An RpcError has those that came before it. ``timeout`` in seconds."""
+    def _mux_run(
+        self, path: path_pb2.Path, steps: list[jobs_pb2.Step], bodies: dict[int, bytes], timeout: float | None = None, decides: t.Sequence[int] = ()
+    ) -> list[Result | None]:
+        """Runs steps; gives an answer for each, None for one whose guard said no. An RpcError has those that came before it. ``timeout`` in seconds.
+        Once one of ``decides`` has been run the action asks nothing more."""
         request = jobs_pb2.Request(host=self.mux_host(), path=path, steps=steps)
+        turn = baton.my_turn()
+        while True:
+            if turn is not None:
+                turn.asks(request, decides, self._mux_last_file)
+            try:
+                return self._mux_send(request, bodies, timeout)
+            except RpcError as error:
+                if error.kind != error_pb2.Error.NOT_BEGUN:
+                    raise
+            request.ClearField('follow')  # what came before did not end as it most often does; now its turn has come
+
+    def _mux_send(self, request: jobs_pb2.Request, bodies: dict[int, bytes], timeout: float | None) -> list[Result | None]:
+        steps = request.steps
         files_only = all(step.WhichOneof('action') in ('put', 'get', 'folder') for step in steps)
         out: list[tuple[list[bytes], list[bytes]]] = [([], []) for _ in steps]
         codes: dict[int, int | None] = {}

@@ -123,7 +123,7 @@ class Session:
             tries -= 1
             request.run = self.run_id
             try:
-                yield from self._client().stream(method, _messages(request, bodies), jobs_pb2.RunReply, timeout)
+                yield from self._client().stream(method, _messages(request, bodies), jobs_pb2.RunReply, timeout, ahead=request.HasField('follow'))
                 return
             except NotSent:
                 if not tries:

@@ -43,11 +43,12 @@ INLINE = 32 << 10
 
 def core_module(token: payload.Token) -> str:
     """The name of a module of the core; empty for any other, also for one that stands in for it."""
-    return _core_module(getattr(token.source, 'path', ''))
+    return core_module_of(getattr(token.source, 'path', ''))
 
 
 @functools.cache
-def _core_module(path: str) -> str:
+def core_module_of(path: str) -> str:
+    """The same by the module's file."""
     folder, name = os.path.split(os.path.realpath(path))
     return name.removesuffix('.py') if folder == os.path.join(compat.CORE_ROOT, 'ansible', 'modules') else ''
 

@@ -142,6 +142,13 @@ class Files:
         """Another item begins."""
         self._seen.clear()
 
+    def may_be(self, path: str) -> bool:
+        """Whether one of them could be that file of a target, were this the controller; for an empty path, whether there is any."""
+        if not path or not self._seen:
+            return bool(self._seen)
+        real = os.path.realpath(path)
+        return any(os.path.realpath(seen) == real or os.path.realpath(seen).startswith(real + '/') for seen in self._seen)
+
     def unchanged(self) -> bool:
         """Whether all are what they were."""
         return all(_identity(path) == identity for path, identity in self._seen.items())

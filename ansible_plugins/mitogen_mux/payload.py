@@ -58,6 +58,8 @@ class Token(bytes):
     environment: list[tuple[bytes, bytes]]
     interpreter: str
     rlimit_nofile: int
+    last = False
+    """Whether its action is known to ask nothing after it, and what it says concerns nobody else."""
     stock: t.Callable[[], bytes]
     """Gives the payload that the core would have built."""
 

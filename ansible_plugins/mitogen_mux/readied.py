@@ -135,16 +135,6 @@ def _independent(task: t.Any) -> bool:
     )
 
 
-def _judges(task: t.Any) -> bool:
-    """Whether the task looks at variables once more when its result is there."""
-    conditions = [condition for name in ('changed_when', 'failed_when', 'until') for condition in _list(getattr(task, name))]
-    return compat.projects(task) or not all(isinstance(condition, bool) for condition in conditions)
-
-
-def _list(value: t.Any) -> list[t.Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
 class Readied:
     """A host-task that was made ready; the turn of its thread (baton.Turn)."""
 
@@ -216,6 +206,9 @@ class Readied:
         self._supposed.append(holds)
         return True
 
+    def asks(self, request: t.Any, decides: t.Sequence[int], writes: str) -> None:
+        """It leaves in its turn."""
+
     def wait(self) -> None:
         """Raises Dropped if all was in vain."""
         while self._ended is None and not self._dropped:
@@ -259,7 +252,7 @@ class Readied:
         names = sameness.differing(t.cast('dict[str, t.Any]', self._variables), variables)
         if not names:
             return True
-        if not names <= set(sameness.registered(self.before)) or self._renders or self._looks or _judges(self._task):
+        if not names <= set(sameness.registered(self.before)) or self._renders or self._looks or sameness.judges(self._task):
             return False
         said = sameness.naming(names, *_COMPUTED)
         task = host_task.copy_task(self._task)  # to be asked leaves traces on it

@@ -49,6 +49,16 @@ def registered(task: t.Any) -> list[str]:
     return [task.register] if isinstance(task.register, str) else list(task.register or ())
 
 
+def judges(task: t.Any) -> bool:
+    """Whether the task looks at variables once more when its result is there."""
+    conditions = [condition for name in ('changed_when', 'failed_when', 'until') for condition in _list(getattr(task, name))]
+    return compat.projects(task) or not all(isinstance(condition, bool) for condition in conditions)
+
+
+def _list(value: t.Any) -> list[t.Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def naming(names: t.Iterable[str], *more: str) -> re.Pattern[str]:
     """For ``says``: any of the names, or what an expression of ``more`` matches."""
     return re.compile('|'.join((*(rf'\b{re.escape(name)}\b' for name in names), *more)))

@@ -62,6 +62,7 @@ def spare_memory():
 KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder, 8: Look}
 CHAINED = 128           # a bit of the kind
 GROWTH = 64             # KiB that are worth a word
+MOST_DONE = 256         # streams: who follows one that ended before these is not begun, and asked again
 MOST_URGENT = 1024      # frames: a daemon that asks without listening is not read any further
 
 
@@ -86,6 +87,7 @@ class Agent(object):
         self.streams = {}
         self.owing = set()      # streams that are to give credit
         self.chains = {}
+        self.done = collections.deque(maxlen=MOST_DONE)     # streams whose RESULT is no failure, the latest
         self.folders = {}       # made and not removed: whose they are
         self.last = 0           # highest stream number seen
         self.jobs = {}          # children not yet waited for, by pid
@@ -302,11 +304,20 @@ class Agent(object):
     def enchain(self, stream, payload):
         """Puts a stream in its chain."""
         end = 2 + SHORT.unpack(payload[:2])[0] if len(payload) > 1 else 0
-        place = unpack(payload[2:end], (1, 2, 3), (4,))
+        place = unpack(payload[2:end], (1, 2, 3), (4, 5, 6))
         number = int(place[1] or 0)
         if number not in self.chains:
             self.chains[number] = Chain(self, number, int(place[3] or 0))
         self.chains[number].add(stream, place, payload[end:])
+
+    def ended(self, stream, fields):
+        """A stream has its RESULT."""
+        if 1 not in fields:
+            self.done.append(stream.number)
+        if stream.chain:
+            stream.chain.ended(stream, fields)
+        for chain in [chain for chain in self.chains.values() if chain.follows]:
+            chain.move()
 
     def tidy(self):
         """Removes the folders of actions that nobody will come back to."""

@@ -28,7 +28,8 @@ def same(a, b):
 
 class Chain(object):
     """So many streams. When all have come the first begins, and each other when the one before it has ended: if all its guards say so or,
-    without one, if none before it has failed. What comes for a stream that has not begun is held."""
+    without one, if none before it has failed. What comes for a stream that has not begun is held. A chain that follows other streams does not
+    begin before they have ended."""
 
     def __init__(self, agent, number, length):
         self.agent = agent
@@ -37,16 +38,21 @@ class Chain(object):
         self.places = {}        # index: (stream, record, guards)
         self.next = 0
         self.current = None     # the stream under way
-        self.failed = self.moving = False
+        self.follows = set()    # streams whose end it waits for
+        self.deciding = set()   # those of them of which one has to be done
+        self.failed = self.moving = self.begun = False
         self.outcomes = {}      # index: exit code
 
     def add(self, stream, place, record):
         index = int(place[2] or 0)
         guards = [unpack(guard, (1, 2, 3, 4)) for guard in place[4]]
         guards = [(int(guard[1] or 0), guard[2].decode('ascii'), json.loads(guard[3].decode('utf-8')), guard[4] == b'1') for guard in guards]
-        if index >= self.length or index in self.places or any(guard[0] >= index for guard in guards):
+        follows = list(map(int, place[5] + place[6]))
+        if index >= self.length or index in self.places or any(guard[0] >= index for guard in guards) or any(n >= stream.number for n in follows):
             raise Failure('bad-request', 'no such place in a chain')
         self.places[index] = stream, record, guards
+        self.follows.update(follows)
+        self.deciding.update(map(int, place[6]))
         stream.chain = self
         stream.enchained(record)
         if self.whole():
@@ -54,30 +60,36 @@ class Chain(object):
                 for guard in guards:
                     if guard[1] != 'rc':
                         self.places[guard[0]][0].printed = []
-            self.look()
             self.move()
 
     def whole(self):
         """Whether all have come."""
         return len(self.places) == self.length
 
-    def look(self):
-        """With a module in it, nothing begins if the agent is stale."""
-        modules = [stream for stream, _, _ in self.places.values() if stream.fresh]
+    def begin(self):
+        """What it follows has ended. Nothing begins if that did not come to what it should have; nor, with a module, if the agent is stale."""
+        self.begun = True
+        streams = [stream for stream, _, _ in self.places.values()]
+        blamed = streams
         try:
-            if modules:
+            if self.deciding and not self.deciding.intersection(self.agent.done):
+                raise Failure('not-begun')
+            blamed = [stream for stream in streams if stream.fresh]
+            if blamed:
                 self.agent.refuse_if_stale()
         except Failure as e:
-            for stream, _, _ in self.places.values():
+            for stream in streams:
                 if not stream.done:
-                    stream.abort(*((e.kind, e.text) if stream in modules else ('skipped', '')))
+                    stream.abort(*((e.kind, e.text) if stream in blamed else ('skipped',)))
 
     def move(self):
         """Begins what is next, until something takes its time."""
-        if self.moving or not self.whole():
+        if self.moving or not self.whole() or self.agent.lost or self.follows.intersection(self.agent.streams):
             return
         self.moving = True
-        while self.current is None and self.next < self.length and not self.agent.lost:
+        if not self.begun:
+            self.begin()
+        while self.current is None and self.next < self.length:
             stream, record, guards = self.places[self.next]
             self.next += 1
             if stream.done:

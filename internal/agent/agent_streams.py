@@ -279,8 +279,7 @@ class Stream(object):
             self.release()
             self.agent.send(RESULT, self.number, pack(*fields))
             del self.agent.streams[self.number]
-            if self.chain:
-                self.chain.ended(self, dict(fields))
+            self.agent.ended(self, dict(fields))
 
     def abort(self, kind, text=''):
         """It cannot go on, or shall not."""

@@ -91,6 +91,9 @@ func goldenMessages() []goldenMessage {
 			Request: Module{Manifest: sum, Params: []byte(`{}`), Name: "file"}, Chain: &Chain{id: 2, length: 3}, Index: 2,
 			Guards: []Guard{{Index: 1, Field: "stat.checksum", Value: []byte(`"ab"`), Unequal: true}, {Index: 0, Field: "rc", Value: []byte("0")}},
 		}},
+		{"open-chained-follows", down, Frame{TypeOpen, 19, nil}, Chained{
+			Request: Module{Manifest: sum, Params: []byte(`{}`), Name: "ping"}, Chain: &Chain{id: 3, length: 1, waits: []uint32{15, 16}, decides: []uint32{17}},
+		}},
 		{"data", down, Frame{TypeData, 1, []byte("to stdin\x00\xff")}, nil},
 		{"data-up", up, Frame{TypeData, 1, []byte("from stdout\x00\xff")}, nil},
 		{"err", up, Frame{TypeErr, 1, []byte("from stderr\n")}, nil},
@@ -117,7 +120,7 @@ func goldenMessages() []goldenMessage {
 		{"forget", down, Frame{TypeForget, 0, []byte{0, 0, 1, 2}}, nil},
 	}
 	for _, f := range []Failure{
-		FailNotFound, FailChanged, FailDigest, FailIO, FailBlobMissing, FailCancelled, FailBadRequest, FailFork, FailStale, FailSkipped,
+		FailNotFound, FailChanged, FailDigest, FailIO, FailBlobMissing, FailCancelled, FailBadRequest, FailFork, FailStale, FailSkipped, FailNotBegun,
 	} {
 		messages = append(messages, goldenMessage{"result-" + string(f), up, Frame{TypeResult, 1, nil}, Result{Failed: true, Failure: f, Text: "so it is"}})
 	}

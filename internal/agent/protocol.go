@@ -217,6 +217,7 @@ const (
 	FailFork        Failure = "fork"
 	FailStale       Failure = "stale"
 	FailSkipped     Failure = "skipped"
+	FailNotBegun    Failure = "not-begun"
 )
 
 // Result is the last word on a stream.

@@ -157,6 +157,18 @@ func asMode(to **uint32) field {
 	}}
 }
 
+// asUints reads one of a list of numbers.
+func asUints(to *[]uint32) field {
+	return field{repeat: true, set: func(v []byte) error {
+		var n uint32
+		if err := asUint(&n, math.MaxUint32).set(v); err != nil {
+			return err
+		}
+		*to = append(*to, n)
+		return nil
+	}}
+}
+
 func asBool(to *bool) field {
 	return field{set: func(v []byte) error {
 		if string(v) != "0" && string(v) != "1" {
@@ -375,6 +387,7 @@ var failureKinds = map[Failure]fault.Kind{
 	FailFork:        fault.Internal,
 	FailStale:       fault.Internal,
 	FailSkipped:     fault.Cancelled,
+	FailNotBegun:    fault.NotBegun,
 }
 
 // Err returns nil for a result that is done, else a *fault.Error of the failure's kind with the agent's words.

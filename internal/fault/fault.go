@@ -38,6 +38,7 @@ const (
 	LocalAgentWanted       Kind = 21
 	RunUnknown             Kind = 22
 	Draining               Kind = 23
+	NotBegun               Kind = 24
 )
 
 // Error is a failure with its kind.

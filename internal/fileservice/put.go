@@ -164,6 +164,8 @@ func remoteFault(verb string, path []byte, r *agent.Result) error {
 		e.Kind, e.Cause = fault.Cancelled, agent.ErrSkipped
 	case agent.FailCancelled:
 		e.Kind = fault.Cancelled
+	case agent.FailNotBegun:
+		return r.Err()
 	case agent.FailDigest:
 		e.Message = fmt.Sprintf("cannot %s %s: what arrived is not what was sent", verb, fault.Clean(path))
 	default:

@@ -215,6 +215,8 @@ func failure(res *agent.Result) error {
 		e.Kind, e.Message = fault.Cancelled, "the job was cancelled"
 	case agent.FailSkipped:
 		e.Kind, e.Message, e.Cause = fault.Cancelled, "the job was not begun", agent.ErrSkipped
+	case agent.FailNotBegun:
+		return res.Err()
 	case agent.FailNotFound:
 		e.Kind, e.Message = fault.FileNotFound, "the command or its working directory does not exist"
 	case agent.FailFork:

@@ -80,16 +80,15 @@ func (n chainedNode) Open(ctx context.Context, r agent.Request) (*agent.Stream, 
 	return s, err
 }
 
-// runChain runs n steps from first on as one chain. It returns the first step's error, as runSteps does.
-func (r *request) runChain(ctx context.Context, first, n int) error {
-	return r.fresh(ctx, func() error { return r.tryChain(ctx, first, n) })
+// runChain runs as many steps from first on as the chain is for. It returns the first step's error, as runSteps does.
+func (r *request) runChain(ctx context.Context, first int, newChain func() *agent.Chain) error {
+	return r.fresh(ctx, func() error { return r.tryChain(ctx, first, newChain()) })
 }
 
 // tryChain is runChain with the agent there is. If it is stale nothing has begun.
-func (r *request) tryChain(parent context.Context, first, n int) error {
+func (r *request) tryChain(parent context.Context, first int, chain *agent.Chain) error {
 	ctx, giveUp := context.WithCancelCause(parent)
-	chain := agent.NewChain(n)
-	links := make([]*link, n)
+	links := make([]*link, chain.Len())
 	for k := range links {
 		links[k] = &link{started: make(chan struct{}), ended: make(chan struct{}), told: make(chan struct{})}
 	}
@@ -103,7 +102,7 @@ func (r *request) tryChain(parent context.Context, first, n int) error {
 				defer close(l.ended)
 				defer started()
 				opened := false
-				node := chainedNode{Node: r.node, place: agent.Chained{Chain: chain, Index: k}, opened: func() { opened = true; started() }}
+				node := chainedNode{Node: r.nodeFor(uint32(first + k)), place: agent.Chained{Chain: chain, Index: k}, opened: func() { opened = true; started() }}
 				for _, g := range r.steps[first+k].guards {
 					node.place.Guards = append(node.place.Guards, agent.Guard{Index: g.step - first, Field: g.Field, Value: g.Value, Unequal: g.Unequal})
 				}

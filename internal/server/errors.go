@@ -42,6 +42,7 @@ var statusCodes = map[fault.Kind]codes.Code{
 	fault.LocalAgentWanted:       codes.FailedPrecondition,
 	fault.RunUnknown:             codes.FailedPrecondition,
 	fault.Draining:               codes.FailedPrecondition,
+	fault.NotBegun:               codes.FailedPrecondition,
 }
 
 // badRequest is a message that breaks what the .proto files say: the caller's bug.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/fileservice"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
@@ -72,6 +73,8 @@ type request struct {
 	steps    []step
 	payloads []*moduleexec.Pinned // by step, nil for what is no module
 	node     Node
+	leads    *leader   // for those who follow it; nil: nobody will
+	follows  *followed // nil: nobody
 	outcomes []*moduleexec.Outcome // by step, nil for what was skipped or has failed
 	watched  []bool                // a guard looks into what the step prints
 	queued   time.Duration         // before the first step that was run
@@ -102,11 +105,15 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 	if err := r.pin(); err != nil {
 		return err
 	}
+	defer r.tell()
+	if err := r.relate(in); err != nil {
+		return err
+	}
 	r.expectDiscovery()
 	if err := r.acquire(ctx); err != nil {
 		return err
 	}
-	err = r.runSteps(ctx)
+	err = r.runInTurn(ctx)
 	// The log may explain an error: it goes first.
 	if sendErr := r.replies.send(nil); err == nil {
 		err = sendErr
@@ -172,13 +179,11 @@ func (r *request) pin() error {
 
 // runSteps runs the steps in their order. After an error only steps whose guard says so are run; the first error is the request's.
 func (r *request) runSteps(ctx context.Context) error {
-	r.outcomes = make([]*moduleexec.Outcome, len(r.steps))
 	var failed error
-	r.queued = time.Since(r.arrived)
 	n := 0
 	for i := 0; i < len(r.steps); i += n {
 		if n = r.chainFrom(i); n > 1 && failed == nil {
-			if failed = r.runChain(ctx, i, n); failed != nil && (ctx.Err() != nil || fault.KindOf(failed) == fault.AgentDied) {
+			if failed = r.runChain(ctx, i, func() *agent.Chain { return agent.NewChain(n) }); failed != nil && (ctx.Err() != nil || fault.KindOf(failed) == fault.AgentDied) {
 				return failed
 			}
 			continue
@@ -196,7 +201,7 @@ func (r *request) runSteps(ctx context.Context) error {
 			}
 			continue
 		}
-		result, err := r.runStep(ctx, uint32(i), asked{node: r.node})
+		result, err := r.runStep(ctx, uint32(i), asked{node: r.nodeFor(uint32(i))})
 		if err != nil {
 			if failed == nil {
 				failed = r.at(i, err)
@@ -302,7 +307,7 @@ func (r *request) runModule(ctx context.Context, i uint32, of asked, m *moduleex
 		return result, run()
 	}
 	err = r.fresh(ctx, func() error {
-		of.node = r.node
+		of.node = r.nodeFor(i)
 		return run()
 	})
 	return result, err

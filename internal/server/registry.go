@@ -39,6 +39,7 @@ type run struct {
 	hop      hop.Run // what dials are told; the newest Attach counts
 	requests int     // under way
 	tickets  map[string]ticket
+	leaders  leaders
 	ctx      context.Context
 	end      context.CancelCauseFunc
 }

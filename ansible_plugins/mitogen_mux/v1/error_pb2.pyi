@@ -35,6 +35,7 @@ class Error(_message.Message):
         LOCAL_AGENT_WANTED: _ClassVar[Error.Kind]
         RUN_UNKNOWN: _ClassVar[Error.Kind]
         DRAINING: _ClassVar[Error.Kind]
+        NOT_BEGUN: _ClassVar[Error.Kind]
     KIND_UNSPECIFIED: Error.Kind
     UNREACHABLE: Error.Kind
     AUTH_FAILED: Error.Kind
@@ -59,6 +60,7 @@ class Error(_message.Message):
     LOCAL_AGENT_WANTED: Error.Kind
     RUN_UNKNOWN: Error.Kind
     DRAINING: Error.Kind
+    NOT_BEGUN: Error.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     HOP_FIELD_NUMBER: _ClassVar[int]

@@ -52,6 +52,7 @@ const (
 	Error_LOCAL_AGENT_WANTED       Error_Kind = 21 // start it with the token and ask again; nothing was run
 	Error_RUN_UNKNOWN              Error_Kind = 22 // attach and ask again; nothing was run
 	Error_DRAINING                 Error_Kind = 23 // this daemon is leaving; start another and ask again; nothing was run
+	Error_NOT_BEGUN                Error_Kind = 24 // what it was to follow did not come to what it should have; ask again without; nothing was run
 )
 
 // Enum value maps for Error_Kind.
@@ -81,6 +82,7 @@ var (
 		21: "LOCAL_AGENT_WANTED",
 		22: "RUN_UNKNOWN",
 		23: "DRAINING",
+		24: "NOT_BEGUN",
 	}
 	Error_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED":         0,
@@ -107,6 +109,7 @@ var (
 		"LOCAL_AGENT_WANTED":       21,
 		"RUN_UNKNOWN":              22,
 		"DRAINING":                 23,
+		"NOT_BEGUN":                24,
 	}
 )
 
@@ -320,7 +323,7 @@ var File_mitogen_mux_v1_error_proto protoreflect.FileDescriptor
 
 const file_mitogen_mux_v1_error_proto_rawDesc = "" +
 	"\n" +
-	"\x1amitogen_mux/v1/error.proto\x12\x0emitogen_mux.v1\x1a\x19google/protobuf/any.proto\"\xdc\x05\n" +
+	"\x1amitogen_mux/v1/error.proto\x12\x0emitogen_mux.v1\x1a\x19google/protobuf/any.proto\"\xeb\x05\n" +
 	"\x05Error\x12.\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1a.mitogen_mux.v1.Error.KindR\x04kind\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x10\n" +
@@ -332,7 +335,7 @@ const file_mitogen_mux_v1_error_proto_rawDesc = "" +
 	"\x05token\x18\b \x01(\fR\x05token\x12\x12\n" +
 	"\x04step\x18\t \x01(\rR\x04step\x12\x1b\n" +
 	"\texit_code\x18\n" +
-	" \x01(\rR\bexitCode\"\xd4\x03\n" +
+	" \x01(\rR\bexitCode\"\xe3\x03\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vUNREACHABLE\x10\x01\x12\x0f\n" +
@@ -359,7 +362,8 @@ const file_mitogen_mux_v1_error_proto_rawDesc = "" +
 	"\x0ePAYLOAD_WANTED\x10\x14\x12\x16\n" +
 	"\x12LOCAL_AGENT_WANTED\x10\x15\x12\x0f\n" +
 	"\vRUN_UNKNOWN\x10\x16\x12\f\n" +
-	"\bDRAINING\x10\x17\"i\n" +
+	"\bDRAINING\x10\x17\x12\r\n" +
+	"\tNOT_BEGUN\x10\x18\"i\n" +
 	"\tRpcStatus\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +

@@ -75,7 +75,7 @@ func (x Log_Level) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Log_Level.Descriptor instead.
 func (Log_Level) EnumDescriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{20, 0}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{21, 0}
 }
 
 type RunRequest struct {
@@ -223,11 +223,14 @@ func (x *Body) GetLast() bool {
 
 // Request is an ordered list of steps for one node.
 type Request struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Run           string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`   // AttachReply.run
-	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"` // inventory name, for messages only
-	Path          *Path                  `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
-	Steps         []*Step                `protobuf:"bytes,4,rep,name=steps,proto3" json:"steps,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Run   string                 `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`   // AttachReply.run
+	Host  string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"` // inventory name, for messages only
+	Path  *Path                  `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	Steps []*Step                `protobuf:"bytes,4,rep,name=steps,proto3" json:"steps,omitempty"`
+	// So that another request of the run can follow it: unique in the run. Empty: none will.
+	Name          string  `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Follow        *Follow `protobuf:"bytes,6,opt,name=follow,proto3" json:"follow,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -290,6 +293,74 @@ func (x *Request) GetSteps() []*Step {
 	return nil
 }
 
+func (x *Request) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Request) GetFollow() *Follow {
+	if x != nil {
+		return x.Follow
+	}
+	return nil
+}
+
+// Follow lets a request begin as soon as another has ended, without its client being asked in between: on the same node it waits on the
+// target. If that one has ended otherwise, or is not known any more: Error.NOT_BEGUN.
+type Follow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       string                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`     // its name
+	Steps         []uint32               `protobuf:"varint,2,rep,packed,name=steps,proto3" json:"steps,omitempty"` // of which one has to have been run: what it was asked for is done with that
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Follow) Reset() {
+	*x = Follow{}
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Follow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Follow) ProtoMessage() {}
+
+func (x *Follow) ProtoReflect() protoreflect.Message {
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Follow.ProtoReflect.Descriptor instead.
+func (*Follow) Descriptor() ([]byte, []int) {
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Follow) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *Follow) GetSteps() []uint32 {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 type Step struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Action:
@@ -309,7 +380,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[3]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +392,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[3]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +405,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{3}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Step) GetAction() isStep_Action {
@@ -459,7 +530,7 @@ type Guard struct {
 
 func (x *Guard) Reset() {
 	*x = Guard{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[4]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -471,7 +542,7 @@ func (x *Guard) String() string {
 func (*Guard) ProtoMessage() {}
 
 func (x *Guard) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[4]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -484,7 +555,7 @@ func (x *Guard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Guard.ProtoReflect.Descriptor instead.
 func (*Guard) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{4}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Guard) GetStep() uint32 {
@@ -534,7 +605,7 @@ type Module struct {
 
 func (x *Module) Reset() {
 	*x = Module{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[5]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +617,7 @@ func (x *Module) String() string {
 func (*Module) ProtoMessage() {}
 
 func (x *Module) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[5]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +630,7 @@ func (x *Module) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Module.ProtoReflect.Descriptor instead.
 func (*Module) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{5}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Module) GetPayload() []byte {
@@ -639,7 +710,7 @@ type Command struct {
 
 func (x *Command) Reset() {
 	*x = Command{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[6]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +722,7 @@ func (x *Command) String() string {
 func (*Command) ProtoMessage() {}
 
 func (x *Command) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[6]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +735,7 @@ func (x *Command) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Command.ProtoReflect.Descriptor instead.
 func (*Command) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{6}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Command) GetArgv() [][]byte {
@@ -726,7 +797,7 @@ type Discovery struct {
 
 func (x *Discovery) Reset() {
 	*x = Discovery{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +809,7 @@ func (x *Discovery) String() string {
 func (*Discovery) ProtoMessage() {}
 
 func (x *Discovery) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[7]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +822,7 @@ func (x *Discovery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Discovery.ProtoReflect.Descriptor instead.
 func (*Discovery) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{7}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Discovery) GetPrefer() []string {
@@ -773,7 +844,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +856,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[8]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +869,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{8}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Process) GetCwd() []byte {
@@ -825,7 +896,7 @@ type Variable struct {
 
 func (x *Variable) Reset() {
 	*x = Variable{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +908,7 @@ func (x *Variable) String() string {
 func (*Variable) ProtoMessage() {}
 
 func (x *Variable) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[9]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +921,7 @@ func (x *Variable) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Variable.ProtoReflect.Descriptor instead.
 func (*Variable) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{9}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Variable) GetName() []byte {
@@ -884,7 +955,7 @@ type Put struct {
 
 func (x *Put) Reset() {
 	*x = Put{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +967,7 @@ func (x *Put) String() string {
 func (*Put) ProtoMessage() {}
 
 func (x *Put) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[10]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +980,7 @@ func (x *Put) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Put.ProtoReflect.Descriptor instead.
 func (*Put) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{10}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Put) GetSource() isPut_Source {
@@ -985,7 +1056,7 @@ type Get struct {
 
 func (x *Get) Reset() {
 	*x = Get{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1068,7 @@ func (x *Get) String() string {
 func (*Get) ProtoMessage() {}
 
 func (x *Get) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[11]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1081,7 @@ func (x *Get) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Get.ProtoReflect.Descriptor instead.
 func (*Get) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{11}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Get) GetSource() []byte {
@@ -1040,7 +1111,7 @@ type Folder struct {
 
 func (x *Folder) Reset() {
 	*x = Folder{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1052,7 +1123,7 @@ func (x *Folder) String() string {
 func (*Folder) ProtoMessage() {}
 
 func (x *Folder) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[12]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1065,7 +1136,7 @@ func (x *Folder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Folder.ProtoReflect.Descriptor instead.
 func (*Folder) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{12}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Folder) GetPath() []byte {
@@ -1101,7 +1172,7 @@ type Ticket struct {
 
 func (x *Ticket) Reset() {
 	*x = Ticket{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1113,7 +1184,7 @@ func (x *Ticket) String() string {
 func (*Ticket) ProtoMessage() {}
 
 func (x *Ticket) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[13]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1126,7 +1197,7 @@ func (x *Ticket) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ticket.ProtoReflect.Descriptor instead.
 func (*Ticket) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{13}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Ticket) GetShell() [][]byte {
@@ -1156,7 +1227,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1168,7 +1239,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[14]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1181,7 +1252,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecRequest) GetPart() isExecRequest_Part {
@@ -1236,7 +1307,7 @@ type ExecReply struct {
 
 func (x *ExecReply) Reset() {
 	*x = ExecReply{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1248,7 +1319,7 @@ func (x *ExecReply) String() string {
 func (*ExecReply) ProtoMessage() {}
 
 func (x *ExecReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[15]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1261,7 +1332,7 @@ func (x *ExecReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecReply.ProtoReflect.Descriptor instead.
 func (*ExecReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecReply) GetStdout() []byte {
@@ -1299,7 +1370,7 @@ type RunReply struct {
 
 func (x *RunReply) Reset() {
 	*x = RunReply{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1382,7 @@ func (x *RunReply) String() string {
 func (*RunReply) ProtoMessage() {}
 
 func (x *RunReply) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[16]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1395,7 @@ func (x *RunReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunReply.ProtoReflect.Descriptor instead.
 func (*RunReply) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{16}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RunReply) GetEvent() isRunReply_Event {
@@ -1395,7 +1466,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1478,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[17]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1491,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{17}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Output) GetStep() uint32 {
@@ -1460,7 +1531,7 @@ type StepResult struct {
 
 func (x *StepResult) Reset() {
 	*x = StepResult{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[18]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1543,7 @@ func (x *StepResult) String() string {
 func (*StepResult) ProtoMessage() {}
 
 func (x *StepResult) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[18]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1556,7 @@ func (x *StepResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepResult.ProtoReflect.Descriptor instead.
 func (*StepResult) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{18}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StepResult) GetStep() uint32 {
@@ -1557,7 +1628,7 @@ type Spans struct {
 
 func (x *Spans) Reset() {
 	*x = Spans{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[19]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1569,7 +1640,7 @@ func (x *Spans) String() string {
 func (*Spans) ProtoMessage() {}
 
 func (x *Spans) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[19]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1582,7 +1653,7 @@ func (x *Spans) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spans.ProtoReflect.Descriptor instead.
 func (*Spans) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{19}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Spans) GetQueue() uint64 {
@@ -1625,7 +1696,7 @@ type Log struct {
 
 func (x *Log) Reset() {
 	*x = Log{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[20]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1637,7 +1708,7 @@ func (x *Log) String() string {
 func (*Log) ProtoMessage() {}
 
 func (x *Log) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[20]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1721,7 @@ func (x *Log) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Log.ProtoReflect.Descriptor instead.
 func (*Log) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{20}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Log) GetLevel() Log_Level {
@@ -1685,7 +1756,7 @@ type ExecRequest_Start struct {
 
 func (x *ExecRequest_Start) Reset() {
 	*x = ExecRequest_Start{}
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[21]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1768,7 @@ func (x *ExecRequest_Start) String() string {
 func (*ExecRequest_Start) ProtoMessage() {}
 
 func (x *ExecRequest_Start) ProtoReflect() protoreflect.Message {
-	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[21]
+	mi := &file_mitogen_mux_v1_jobs_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1781,7 @@ func (x *ExecRequest_Start) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest_Start.ProtoReflect.Descriptor instead.
 func (*ExecRequest_Start) Descriptor() ([]byte, []int) {
-	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{14, 0}
+	return file_mitogen_mux_v1_jobs_proto_rawDescGZIP(), []int{15, 0}
 }
 
 func (x *ExecRequest_Start) GetTicket() string {
@@ -1747,12 +1818,17 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04Body\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
-	"\x04last\x18\x03 \x01(\bR\x04last\"\x85\x01\n" +
+	"\x04last\x18\x03 \x01(\bR\x04last\"\xc9\x01\n" +
 	"\aRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12(\n" +
 	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12*\n" +
-	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\"\xdc\x02\n" +
+	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\x12.\n" +
+	"\x06follow\x18\x06 \x01(\v2\x16.mitogen_mux.v1.FollowR\x06follow\"8\n" +
+	"\x06Follow\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\tR\arequest\x12\x14\n" +
+	"\x05steps\x18\x02 \x03(\rR\x05steps\"\xdc\x02\n" +
 	"\x04Step\x120\n" +
 	"\x06module\x18\x01 \x01(\v2\x16.mitogen_mux.v1.ModuleH\x00R\x06module\x123\n" +
 	"\acommand\x18\x02 \x01(\v2\x17.mitogen_mux.v1.CommandH\x00R\acommand\x12'\n" +
@@ -1874,65 +1950,67 @@ func file_mitogen_mux_v1_jobs_proto_rawDescGZIP() []byte {
 }
 
 var file_mitogen_mux_v1_jobs_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_mitogen_mux_v1_jobs_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_mitogen_mux_v1_jobs_proto_goTypes = []any{
 	(Log_Level)(0),            // 0: mitogen_mux.v1.Log.Level
 	(*RunRequest)(nil),        // 1: mitogen_mux.v1.RunRequest
 	(*Body)(nil),              // 2: mitogen_mux.v1.Body
 	(*Request)(nil),           // 3: mitogen_mux.v1.Request
-	(*Step)(nil),              // 4: mitogen_mux.v1.Step
-	(*Guard)(nil),             // 5: mitogen_mux.v1.Guard
-	(*Module)(nil),            // 6: mitogen_mux.v1.Module
-	(*Command)(nil),           // 7: mitogen_mux.v1.Command
-	(*Discovery)(nil),         // 8: mitogen_mux.v1.Discovery
-	(*Process)(nil),           // 9: mitogen_mux.v1.Process
-	(*Variable)(nil),          // 10: mitogen_mux.v1.Variable
-	(*Put)(nil),               // 11: mitogen_mux.v1.Put
-	(*Get)(nil),               // 12: mitogen_mux.v1.Get
-	(*Folder)(nil),            // 13: mitogen_mux.v1.Folder
-	(*Ticket)(nil),            // 14: mitogen_mux.v1.Ticket
-	(*ExecRequest)(nil),       // 15: mitogen_mux.v1.ExecRequest
-	(*ExecReply)(nil),         // 16: mitogen_mux.v1.ExecReply
-	(*RunReply)(nil),          // 17: mitogen_mux.v1.RunReply
-	(*Output)(nil),            // 18: mitogen_mux.v1.Output
-	(*StepResult)(nil),        // 19: mitogen_mux.v1.StepResult
-	(*Spans)(nil),             // 20: mitogen_mux.v1.Spans
-	(*Log)(nil),               // 21: mitogen_mux.v1.Log
-	(*ExecRequest_Start)(nil), // 22: mitogen_mux.v1.ExecRequest.Start
-	(*Path)(nil),              // 23: mitogen_mux.v1.Path
+	(*Follow)(nil),            // 4: mitogen_mux.v1.Follow
+	(*Step)(nil),              // 5: mitogen_mux.v1.Step
+	(*Guard)(nil),             // 6: mitogen_mux.v1.Guard
+	(*Module)(nil),            // 7: mitogen_mux.v1.Module
+	(*Command)(nil),           // 8: mitogen_mux.v1.Command
+	(*Discovery)(nil),         // 9: mitogen_mux.v1.Discovery
+	(*Process)(nil),           // 10: mitogen_mux.v1.Process
+	(*Variable)(nil),          // 11: mitogen_mux.v1.Variable
+	(*Put)(nil),               // 12: mitogen_mux.v1.Put
+	(*Get)(nil),               // 13: mitogen_mux.v1.Get
+	(*Folder)(nil),            // 14: mitogen_mux.v1.Folder
+	(*Ticket)(nil),            // 15: mitogen_mux.v1.Ticket
+	(*ExecRequest)(nil),       // 16: mitogen_mux.v1.ExecRequest
+	(*ExecReply)(nil),         // 17: mitogen_mux.v1.ExecReply
+	(*RunReply)(nil),          // 18: mitogen_mux.v1.RunReply
+	(*Output)(nil),            // 19: mitogen_mux.v1.Output
+	(*StepResult)(nil),        // 20: mitogen_mux.v1.StepResult
+	(*Spans)(nil),             // 21: mitogen_mux.v1.Spans
+	(*Log)(nil),               // 22: mitogen_mux.v1.Log
+	(*ExecRequest_Start)(nil), // 23: mitogen_mux.v1.ExecRequest.Start
+	(*Path)(nil),              // 24: mitogen_mux.v1.Path
 }
 var file_mitogen_mux_v1_jobs_proto_depIdxs = []int32{
 	3,  // 0: mitogen_mux.v1.RunRequest.request:type_name -> mitogen_mux.v1.Request
 	2,  // 1: mitogen_mux.v1.RunRequest.body:type_name -> mitogen_mux.v1.Body
-	23, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
-	4,  // 3: mitogen_mux.v1.Request.steps:type_name -> mitogen_mux.v1.Step
-	6,  // 4: mitogen_mux.v1.Step.module:type_name -> mitogen_mux.v1.Module
-	7,  // 5: mitogen_mux.v1.Step.command:type_name -> mitogen_mux.v1.Command
-	11, // 6: mitogen_mux.v1.Step.put:type_name -> mitogen_mux.v1.Put
-	12, // 7: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
-	13, // 8: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
-	14, // 9: mitogen_mux.v1.Step.ticket:type_name -> mitogen_mux.v1.Ticket
-	5,  // 10: mitogen_mux.v1.Step.guards:type_name -> mitogen_mux.v1.Guard
-	10, // 11: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
-	9,  // 12: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
-	9,  // 13: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
-	8,  // 14: mitogen_mux.v1.Command.discovery:type_name -> mitogen_mux.v1.Discovery
-	10, // 15: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
-	22, // 16: mitogen_mux.v1.ExecRequest.start:type_name -> mitogen_mux.v1.ExecRequest.Start
-	18, // 17: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
-	19, // 18: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
-	21, // 19: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
-	20, // 20: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
-	0,  // 21: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
-	1,  // 22: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
-	15, // 23: mitogen_mux.v1.Jobs.Exec:input_type -> mitogen_mux.v1.ExecRequest
-	17, // 24: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
-	16, // 25: mitogen_mux.v1.Jobs.Exec:output_type -> mitogen_mux.v1.ExecReply
-	24, // [24:26] is the sub-list for method output_type
-	22, // [22:24] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	24, // 2: mitogen_mux.v1.Request.path:type_name -> mitogen_mux.v1.Path
+	5,  // 3: mitogen_mux.v1.Request.steps:type_name -> mitogen_mux.v1.Step
+	4,  // 4: mitogen_mux.v1.Request.follow:type_name -> mitogen_mux.v1.Follow
+	7,  // 5: mitogen_mux.v1.Step.module:type_name -> mitogen_mux.v1.Module
+	8,  // 6: mitogen_mux.v1.Step.command:type_name -> mitogen_mux.v1.Command
+	12, // 7: mitogen_mux.v1.Step.put:type_name -> mitogen_mux.v1.Put
+	13, // 8: mitogen_mux.v1.Step.get:type_name -> mitogen_mux.v1.Get
+	14, // 9: mitogen_mux.v1.Step.folder:type_name -> mitogen_mux.v1.Folder
+	15, // 10: mitogen_mux.v1.Step.ticket:type_name -> mitogen_mux.v1.Ticket
+	6,  // 11: mitogen_mux.v1.Step.guards:type_name -> mitogen_mux.v1.Guard
+	11, // 12: mitogen_mux.v1.Module.environment:type_name -> mitogen_mux.v1.Variable
+	10, // 13: mitogen_mux.v1.Module.process:type_name -> mitogen_mux.v1.Process
+	10, // 14: mitogen_mux.v1.Command.process:type_name -> mitogen_mux.v1.Process
+	9,  // 15: mitogen_mux.v1.Command.discovery:type_name -> mitogen_mux.v1.Discovery
+	11, // 16: mitogen_mux.v1.Process.environ:type_name -> mitogen_mux.v1.Variable
+	23, // 17: mitogen_mux.v1.ExecRequest.start:type_name -> mitogen_mux.v1.ExecRequest.Start
+	19, // 18: mitogen_mux.v1.RunReply.output:type_name -> mitogen_mux.v1.Output
+	20, // 19: mitogen_mux.v1.RunReply.result:type_name -> mitogen_mux.v1.StepResult
+	22, // 20: mitogen_mux.v1.RunReply.log:type_name -> mitogen_mux.v1.Log
+	21, // 21: mitogen_mux.v1.StepResult.spans:type_name -> mitogen_mux.v1.Spans
+	0,  // 22: mitogen_mux.v1.Log.level:type_name -> mitogen_mux.v1.Log.Level
+	1,  // 23: mitogen_mux.v1.Jobs.Run:input_type -> mitogen_mux.v1.RunRequest
+	16, // 24: mitogen_mux.v1.Jobs.Exec:input_type -> mitogen_mux.v1.ExecRequest
+	18, // 25: mitogen_mux.v1.Jobs.Run:output_type -> mitogen_mux.v1.RunReply
+	17, // 26: mitogen_mux.v1.Jobs.Exec:output_type -> mitogen_mux.v1.ExecReply
+	25, // [25:27] is the sub-list for method output_type
+	23, // [23:25] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_mitogen_mux_v1_jobs_proto_init() }
@@ -1945,7 +2023,7 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 		(*RunRequest_Request)(nil),
 		(*RunRequest_Body)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[3].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[4].OneofWrappers = []any{
 		(*Step_Module)(nil),
 		(*Step_Command)(nil),
 		(*Step_Put)(nil),
@@ -1953,16 +2031,16 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 		(*Step_Folder)(nil),
 		(*Step_Ticket)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[10].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[11].OneofWrappers = []any{
 		(*Put_Path)(nil),
 		(*Put_HasBody)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[14].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[15].OneofWrappers = []any{
 		(*ExecRequest_Start_)(nil),
 		(*ExecRequest_Stdin)(nil),
 	}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[15].OneofWrappers = []any{}
-	file_mitogen_mux_v1_jobs_proto_msgTypes[16].OneofWrappers = []any{
+	file_mitogen_mux_v1_jobs_proto_msgTypes[16].OneofWrappers = []any{}
+	file_mitogen_mux_v1_jobs_proto_msgTypes[17].OneofWrappers = []any{
 		(*RunReply_Output)(nil),
 		(*RunReply_Result)(nil),
 		(*RunReply_Log)(nil),
@@ -1973,7 +2051,7 @@ func file_mitogen_mux_v1_jobs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mitogen_mux_v1_jobs_proto_rawDesc), len(file_mitogen_mux_v1_jobs_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,194 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mitogen-mux/mitogen-mux/internal/agent"
+	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/moduleexec"
+	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
+)
+
+// maxLeaders is how many named requests of a run are known at a time, those that have ended among them.
+const maxLeaders = 256
+
+// leader is a request as those see it that may follow it.
+type leader struct {
+	ended chan struct{}
+	ran   []bool // by step, before ended is closed: it has been run to its end
+
+	mu      sync.Mutex
+	streams []*agent.Stream // by step, those that the agent has been asked for
+}
+
+// leaders are the named requests of a run. The registry's lock guards them.
+type leaders struct {
+	byName map[string]*leader
+	names  []string // the oldest first
+}
+
+// lead makes a request of a run known by its name.
+func (r *registry) lead(id, name string, steps int) (*leader, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.byID[id]
+	if !ok {
+		return nil, r.unknownLocked()
+	}
+	all := &known.leaders
+	if _, ok := all.byName[name]; ok {
+		return nil, invalid("a second request of the name %.80q", name)
+	}
+	if len(all.names) == maxLeaders {
+		delete(all.byName, all.names[0])
+		all.names = all.names[1:]
+	}
+	l := &leader{ended: make(chan struct{}), ran: make([]bool, steps), streams: make([]*agent.Stream, steps)}
+	if all.byName == nil {
+		all.byName = map[string]*leader{}
+	}
+	all.byName[name] = l
+	all.names = append(all.names, name)
+	return l, nil
+}
+
+// leader returns a request by its name; nil if it is not known, or not any more.
+func (r *registry) leader(id, name string) *leader {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known, ok := r.byID[id]; ok {
+		return known.leaders.byName[name]
+	}
+	return nil
+}
+
+// end says what the request has come to.
+func (l *leader) end(ran func(step int) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range l.ran {
+		l.ran[i] = ran(i)
+	}
+	l.streams = nil
+	close(l.ended)
+}
+
+// asked returns the streams of all its steps, those of some of them first; nothing if it has ended, or has not asked an agent for all of them.
+func (l *leader) asked(deciding []uint32) (first, others []*agent.Stream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if slices.Contains(l.streams, nil) {
+		return nil, nil
+	}
+	for i, s := range l.streams {
+		if slices.Contains(deciding, uint32(i)) {
+			first = append(first, s)
+		} else {
+			others = append(others, s)
+		}
+	}
+	return first, others
+}
+
+// leadingNode notes what a step of a request that others may follow asks the agent for.
+type leadingNode struct {
+	Node
+	leader *leader
+	step   uint32
+}
+
+// Open implements Node.
+func (n leadingNode) Open(ctx context.Context, r agent.Request) (*agent.Stream, error) {
+	s, err := n.Node.Open(ctx, r)
+	if err == nil {
+		n.leader.mu.Lock()
+		defer n.leader.mu.Unlock()
+		n.leader.streams[n.step] = s
+	}
+	return s, err
+}
+
+// followed is whom a request follows.
+type followed struct {
+	leader   *leader
+	deciding []uint32 // steps of which one must have been run
+}
+
+func errNotBegun() error {
+	return &fault.Error{Kind: fault.NotBegun, Message: "the request that was to be followed is not known, or has not come to its end"}
+}
+
+// relate takes what a request says of others.
+func (r *request) relate(in *muxv1.Request) (err error) {
+	if name := in.GetName(); name != "" {
+		if err := short(name); err != nil {
+			return err
+		}
+		if r.leads, err = r.server.runs.lead(r.run.ID, name, len(r.steps)); err != nil {
+			return err
+		}
+	}
+	if in.GetFollow() == nil {
+		return nil
+	}
+	r.follows = &followed{leader: r.server.runs.leader(r.run.ID, in.GetFollow().GetRequest()), deciding: in.GetFollow().GetSteps()}
+	if r.follows.leader == nil {
+		return errNotBegun()
+	}
+	if len(r.follows.deciding) == 0 || int(slices.Max(r.follows.deciding)) >= len(r.follows.leader.ran) {
+		return invalid("a request follows no step of another, or one that it has not")
+	}
+	return nil
+}
+
+// wait returns when the leader has ended; an error if not as it should have.
+func (f *followed) wait(ctx context.Context) error {
+	select {
+	case <-f.leader.ended:
+	case <-ctx.Done():
+		return fault.OfContext(ctx)
+	}
+	if !slices.ContainsFunc(f.deciding, func(step uint32) bool { return f.leader.ran[step] }) {
+		return errNotBegun()
+	}
+	return nil
+}
+
+// runInTurn runs the steps: after another request, if it follows one. Then they wait on the target if all of them are one chain, else here.
+func (r *request) runInTurn(ctx context.Context) error {
+	r.outcomes = make([]*moduleexec.Outcome, len(r.steps))
+	r.queued = time.Since(r.arrived)
+	if r.follows == nil {
+		return r.runSteps(ctx)
+	}
+	deciding, others := r.follows.leader.asked(r.follows.deciding)
+	if n := len(r.steps); deciding != nil && r.chainFrom(0) == n {
+		return r.runChain(ctx, 0, func() *agent.Chain {
+			chain := agent.NewChain(n)
+			chain.Follow(deciding, others)
+			return chain
+		})
+	}
+	if err := r.follows.wait(ctx); err != nil {
+		return err
+	}
+	return r.runSteps(ctx)
+}
+
+// nodeFor is the node for a step.
+func (r *request) nodeFor(step uint32) Node {
+	if r.leads == nil {
+		return r.node
+	}
+	return leadingNode{r.node, r.leads, step}
+}
+
+// tell says to those who follow the request what it has come to.
+func (r *request) tell() {
+	if r.leads != nil {
+		r.leads.end(func(step int) bool { return step < len(r.outcomes) && r.outcomes[step] != nil })
+	}
+}
