@@ -185,14 +185,16 @@ class Agent:
         self.send(OPEN, self.last, bytes([kind]) + record(*fields))
         return self.last
 
-    def chain(self, *links):
-        """Opens streams as one chain: (kind, fields) or (kind, fields, guard, …), a guard as (index, field, JSON, unequal)."""
+    def chain(self, *links, follows=(), deciding=()):
+        """Opens streams as one chain: (kind, fields) or (kind, fields, guard, …), a guard as (index, field, JSON, unequal). It may follow other streams."""
         self.chains += 1
         streams = []
         for index, (kind, fields, *guards) in enumerate(links):
             place = [(1, b'%d' % self.chains), (2, b'%d' % index), (3, b'%d' % len(links))]
             for at, field, value, unequal in guards:
                 place.append((4, record((1, b'%d' % at), (2, field), (3, value), (4, b'1' if unequal else b'0'))))
+            if index == 0:
+                place += [(5, b'%d' % number) for number in follows] + [(6, b'%d' % number) for number in deciding]
             self.last += 1
             streams.append(self.last)
             self.streams[self.last] = Result()

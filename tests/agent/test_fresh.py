@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from agent_driver import INTERPRETERS, ROOM, Agent, one_line
+from agent_driver import COMMAND, END, INTERPRETERS, MODULE, ROOM, Agent, one_line
 from test_modules import Modules
 
 
@@ -50,6 +50,29 @@ def test_jobs_go_on_in_a_stale_agent(moving, tmp_path):
     assert modules.run('pass').failure == 'stale'
     (tmp_path / 'go').write_text('')
     assert agent.result(running).code == 5
+
+
+@pytest.mark.parametrize('stale', [False, True])
+def test_what_follows_a_job_is_refused_if_the_agent_is_stale_when_it_would_begin(moving, tmp_path, stale):
+    """Not if it was when it came."""
+    agent, link = moving
+    modules = Modules(agent)
+    digest = modules.add('import sys\nsys.exit(4)')
+    cat = COMMAND, [(1, b'cat')]
+    leader = agent.chain(cat)
+    here, away = os.readlink(str(link)), str(tmp_path / 'away')
+
+    def move(to):
+        link.unlink()
+        link.symlink_to(to)
+
+    move(here if stale else away)
+    follower = agent.chain((MODULE, [(1, digest), (2, b'{}')]), cat, deciding=leader)
+    agent.send(END, follower[1])
+    agent.ping()
+    move(away if stale else here)
+    agent.send(END, leader[0])
+    assert [agent.result(stream).failure for stream in follower] == (['stale', 'skipped'] if stale else ['', ''])
 
 
 CHECK = '''
