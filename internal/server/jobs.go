@@ -73,8 +73,8 @@ type request struct {
 	steps    []step
 	payloads []*moduleexec.Pinned // by step, nil for what is no module
 	node     Node
-	leads    *leader   // for those who follow it; nil: nobody will
-	follows  *followed // nil: nobody
+	leads    *leader               // for those who follow it; nil: nobody will
+	follows  *followed             // nil: nobody
 	outcomes []*moduleexec.Outcome // by step, nil for what was skipped or has failed
 	watched  []bool                // a guard looks into what the step prints
 	queued   time.Duration         // before the first step that was run
