@@ -9,24 +9,18 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import itertools
-import os
 import threading
 import typing as t
 
 from ansible.executor.task_executor import TaskExecutor
 
-from . import baton, compat, host_task, isolation, loops, order, sameness
+from . import baton, compat, following, host_task, isolation, loops, order, sameness
 from .order import Dropped
 from .outbox import Outbox
-from .v1 import jobs_pb2
 from .waits import replaced
 
 if t.TYPE_CHECKING:
     from .worker import Workers
-
-_numbers = itertools.count(1)
-"""Of requests that others may follow."""
 
 
 @contextlib.contextmanager
@@ -65,7 +59,7 @@ def _independent(executor: t.Any) -> bool:
 def _may_follow(executor: t.Any) -> bool:
     """Whether nothing that an item comes to can end the loop, or be seen by the next one, as far as the task itself can tell."""
     task = executor._task
-    return not task.loop_control.label and not sameness.judges(task)
+    return following.allowed() and not task.loop_control.label and not sameness.judges(task)
 
 
 class _Loop:
@@ -198,10 +192,7 @@ class _Runner:
         """Whether its item has brought variables."""
         self.outdated = False
         """Whether the other one's has, after its own had begun."""
-        self.follow: jobs_pb2.Follow | None = None
-        """The request after which its item asks nothing more, once that has left."""
-        self.writes = ''
-        """The file that this request writes."""
+        self.lead = following.Lead(judged=False)
         self.left = False
         """Whether its item's first request has left before its turn."""
         self._loop = loop
@@ -223,7 +214,7 @@ class _Runner:
     def begin(self, item: int) -> None:
         """Takes an item."""
         self.item, self._may, self.dropped, self.brought, self.outdated, self.left = item, False, False, False, False, False
-        self.follow, self.writes = None, ''
+        self.lead.forget()
         self.files.forget()
         self.acted.clear()
         self.wake.clear()
@@ -252,18 +243,14 @@ class _Runner:
         """Its connection has the answers that another item got."""
         return False
 
-    def asks(self, request: jobs_pb2.Request, decides: t.Sequence[int], writes: str) -> None:
-        """What follows waits on the target."""
+    def asks(self, request: t.Any, decides: t.Sequence[int], writes: str) -> None:
+        """What is to follow waits on the target."""
         if not self._loop.follows:
             return
         other = self._loop.other(self)
-        if not self.has_come() and other is not None and other.follow is not None and other.item == self.item - 1 and not self.files.may_be(other.writes):
-            request.follow.CopyFrom(other.follow)
-            self.left = True
-        self.follow, self.writes = None, writes
-        if decides:
-            request.name = f'{os.getpid()}.{next(_numbers)}'
-            self.follow = jobs_pb2.Follow(request=request.name, steps=decides)
+        if not self.has_come() and other is not None and other.item == self.item - 1 and not self.files.may_be(other.lead.writes):
+            self.left = other.lead.guides(request)
+        self.lead.asks(request, decides, writes)
 
     def wait(self) -> None:
         """Raises Dropped if what the item has done so far was in vain."""

@@ -182,13 +182,14 @@ def my_turn() -> t.Any:
 
 
 @contextlib.contextmanager
-def taking_turns(mine: Turn) -> t.Iterator[None]:
+def taking_turns(mine: Turn | None) -> t.Iterator[None]:
     """As long as this lasts, the calling thread may be ahead."""
+    before = my_turn()
     _here.turn = mine
     try:
         yield
     finally:
-        _here.turn = None
+        _here.turn = before
 
 
 def holder() -> Baton | None:

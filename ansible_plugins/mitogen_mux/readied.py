@@ -12,7 +12,7 @@ import typing as t
 
 from ansible.plugins.loader import vars_loader
 
-from . import baton, compat, host_task, isolation, order, sameness
+from . import baton, compat, following, host_task, isolation, order, sameness
 from .host_task import HostTask
 from .order import Dropped
 from .outbox import Outbox
@@ -41,6 +41,9 @@ class Workers(t.Protocol):
     def awake(self) -> bool:
         """Whether the main loop has something to do."""
 
+    def hosts(self) -> int:
+        """How many hosts the play still has."""
+
 
 class Shelf:
     """What was made ready, one task for each host at most. In the main thread, with the baton."""
@@ -52,6 +55,8 @@ class Shelf:
         self._begun: dict[str, HostTask] = {}
         """The last host-task of each host after which nothing was made ready yet."""
         self._there: dict[str, Readied] = {}
+        self._leads: dict[str, following.Lead | None] = {}
+        """What the latest host-task of a host asks, where the next may follow it."""
         self._in_vain: set[str] = set()
         """Tasks after which the next one's variables were not what they had been."""
 
@@ -81,10 +86,24 @@ class Shelf:
             self._drop(job['host'].name)
             return False
         del self._there[job['host'].name]
+        self._leads[job['host'].name] = readied.lead
         readied.go_on(ended)
         with self._workers.baton.lent():
             readied.acted.wait()
         return True
+
+    def turn(self, job: HostTask) -> baton.Turn | None:
+        """For the thread of a host-task that was not made ready."""
+        lead = self._leads[job['host'].name] = self._lead(job['task'])
+        return following.InTurn(lead) if lead is not None else None
+
+    def _lead(self, task: t.Any) -> following.Lead | None:
+        """For a host-task, if its success is all that the next one of its host depends on."""
+        strategy = self._strategy
+        debugged = task.debugger or getattr(strategy, 'debugger_active', True)
+        if not self.open or self._workers.hosts() != 1 or strategy._step or debugged or sameness.judges(task) or not following.allowed():
+            return None
+        return following.Lead(judged=True)
 
     def drop(self) -> None:
         """All of it."""
@@ -108,7 +127,7 @@ class Shelf:
         _, task = self._iterator.get_next_task_for_host(host, peek=True)
         if task is None or not _independent(task):
             return None
-        return Readied({**before, 'task': task}, before['task'], self._variables)
+        return Readied({**before, 'task': task}, before['task'], self._variables, self._leads.get(host.name), self._lead(task))
 
     def _variables(self, job: HostTask, before: t.Any) -> dict[str, t.Any]:
         """What the strategy will give the host-task, if nothing changes them: those of the task before, if the two have all in common that
@@ -138,13 +157,24 @@ def _independent(task: t.Any) -> bool:
 class Readied:
     """A host-task that was made ready; the turn of its thread (baton.Turn)."""
 
-    def __init__(self, job: HostTask, before: t.Any, variables: t.Callable[[HostTask, t.Any], dict[str, t.Any]]) -> None:
+    def __init__(
+        self,
+        job: HostTask,
+        before: t.Any,
+        variables: t.Callable[[HostTask, t.Any], dict[str, t.Any]],
+        leader: following.Lead | None,
+        lead: following.Lead | None,
+    ) -> None:
         self.before = before
         """The task that the host is at work on meanwhile."""
         self.acted = threading.Event()
         """Set, once it goes on, when it waits for something else than its turn, or has ended."""
         self.in_vain = False
         """Whether its variables were not what they should have been."""
+        self.lead = lead
+        """What it asks, where others may follow it."""
+        self._leader = leader
+        """What the task before asks, where this one may follow it."""
         self._job = job
         self._task = job['task']
         self._attributes = dict(job['task'].__dict__)
@@ -207,7 +237,17 @@ class Readied:
         return True
 
     def asks(self, request: t.Any, decides: t.Sequence[int], writes: str) -> None:
-        """It leaves in its turn."""
+        """It waits on the target, if nothing that it was made of can change until its turn."""
+        if not self.has_come() and self._leader is not None and self._is_settled():
+            self._leader.guides(request)
+        if self.lead is not None:
+            self.lead.asks(request, decides, writes)
+
+    def _is_settled(self) -> bool:
+        if self.files.may_be('') or self._supposed or self._renders or self._looks:
+            return False
+        names = sameness.registered(self.before)
+        return not (names and self._mentions(names, t.cast('dict[str, t.Any]', self._variables)))
 
     def wait(self) -> None:
         """Raises Dropped if all was in vain."""
@@ -254,7 +294,11 @@ class Readied:
             return True
         if not names <= set(sameness.registered(self.before)) or self._renders or self._looks or sameness.judges(self._task):
             return False
+        return not self._mentions(names, variables)
+
+    def _mentions(self, names: t.Iterable[str], variables: dict[str, t.Any]) -> bool:
+        """Whether one of the names stands in the task, or in a template of the variables."""
         said = sameness.naming(names, *_COMPUTED)
         task = host_task.copy_task(self._task)  # to be asked leaves traces on it
         own = {key: value for key, value in task.dump_attrs().items() if key != 'register'}
-        return not sameness.says(said, own, '') and not sameness.says(said, variables, '{')
+        return sameness.says(said, own, '') or sameness.says(said, variables, '{')

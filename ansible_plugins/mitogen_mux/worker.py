@@ -85,6 +85,10 @@ class Workers:
         self._idle.append(thread)
         self.wakeup.set()
 
+    def hosts(self) -> int:
+        """How many hosts the play still has."""
+        return self.dealer.hosts
+
     def rest(self, seconds: float) -> None:
         """The main loop's pause of ``seconds``: until there is something to do. Raises AnsibleError if there never will be."""
         self.dealer.rest()
@@ -199,6 +203,7 @@ class ThreadWorker:
         self._task = job['task']
         self._alive = False
         self._share: shares.Share | None = None
+        self._turn: baton.Turn | None = None
         self.exitcode: int | None = None
 
     def start(self) -> None:
@@ -215,6 +220,7 @@ class ThreadWorker:
         self._share = None
         _flush()
         if not self._workers.shelf.claim(self._job, self.ended):
+            self._turn = self._workers.shelf.turn(self._job)
             self._job = host_task.own(self._job)
             self._workers.begin(self)
 
@@ -247,7 +253,8 @@ class ThreadWorker:
 
     def work(self) -> None:
         """In the thread."""
-        self.ended(host_task.run(self._job))
+        with baton.taking_turns(self._turn):
+            self.ended(host_task.run(self._job))
 
 
 def patience(error: BaseException | None) -> float:

@@ -312,7 +312,7 @@ class Agent(object):
 
     def ended(self, stream, fields):
         """A stream has its RESULT."""
-        if 1 not in fields:
+        if 1 not in fields and (13 in fields or not stream.judged):
             self.done.append(stream.number)
         if stream.chain:
             stream.chain.ended(stream, fields)

@@ -26,6 +26,15 @@ def same(a, b):
     return a == b
 
 
+def succeeded(out):
+    """Whether what a module printed is one JSON object that tells of no failure and brings no facts: whatever comes next may begin."""
+    try:
+        found = json.loads(out.decode('utf-8'))
+    except (ValueError, RuntimeError):      # no JSON, or nested too deep
+        return False
+    return isinstance(found, dict) and not (found.get('failed') or found.get('unreachable') or found.get('rc') or 'ansible_facts' in found)
+
+
 class Chain(object):
     """So many streams. When all have come the first begins, and each other when the one before it has ended: if all its guards say so or,
     without one, if none before it has failed. What comes for a stream that has not begun is held. A chain that follows other streams does not

@@ -139,7 +139,11 @@ class Job(Stream):
             return
         for source in self.sources:
             source.flush()
-        self.finish((5, int((self.forked - self.opened) * 1e6)), *self.outcome + tuple(self.logged) + self.agent.growth())
+        self.finish((5, int((self.forked - self.opened) * 1e6)), *self.outcome + tuple(self.logged) + self.agent.growth() + self.verdict())
+
+    def verdict(self):
+        """The field of RESULT for what came of it, where that is asked."""
+        return ()
 
     def abort(self, kind, text=''):
         self.stays = False
@@ -184,7 +188,10 @@ class Module(Job):
     def start(self, record):
         if not self.chain:
             self.agent.refuse_if_stale()
-        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9, 10), (4, 6))
+        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9, 10, 11), (4, 6))
+        self.judged = self.fields[11] == b'1'
+        if self.judged:
+            self.printed = []
         self.params = [self.fields[2]]
         if self.fields[8] == b'1':
             self.accepts = (DATA,)      # the rest of the params
@@ -266,6 +273,10 @@ class Module(Job):
             if state == ENDED:
                 return self.over(code, cpu / 1e6, memory)
         Job.conclude(self)
+
+    def verdict(self):
+        good = self.judged and dict(self.outcome)[4] == 0 and succeeded(b''.join(self.printed or ()))
+        return ((13, 1),) if good else ()
 
     def over(self, code, cpu, memory):
         if self.diary:

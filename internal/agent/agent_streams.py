@@ -175,6 +175,7 @@ class Stream(object):
     held = None         # what came before it was its turn
     printed = None      # its DATA, for guards of the chain; None: nobody asks
     fresh = False       # it is only for an agent that is not stale
+    judged = False      # those who follow it want to know whether it has succeeded
 
     def __init__(self, agent, number):
         self.agent = agent

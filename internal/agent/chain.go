@@ -134,6 +134,12 @@ func (l *Link) place(c Chained) error {
 	return nil
 }
 
+// lets reports whether a result lets those begin that follow the request.
+func (r *Result) lets(of Request) bool {
+	m, ok := of.(Module)
+	return !r.Failed && (r.Succeeded || !ok || !m.Judged)
+}
+
 // leaders works out what the agent has to know of the streams that the chain follows. The mutex is held.
 func (c *Chain) leaders(l *Link) error {
 	var waits, decides []uint32
@@ -144,7 +150,7 @@ func (c *Chain) leaders(l *Link) error {
 		case s.link != l || !s.opened:
 			return errNotBegun()
 		case s.result != nil:
-			decided = decided || isDeciding && !s.result.Failed
+			decided = decided || isDeciding && s.result.lets(s.request)
 		case isDeciding:
 			decides = append(decides, s.id)
 		default:

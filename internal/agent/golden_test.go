@@ -69,6 +69,7 @@ func goldenMessages() []goldenMessage {
 		{"open-module-bare", down, Frame{TypeOpen, 2, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping"}},
 		{"open-module-long", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{"a":`), Name: "copy", ParamsFollow: true}},
 		{"open-module-logging", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Logging: true}},
+		{"open-module-judged", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Judged: true}},
 		{"open-module-stdin", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Stdin: true}},
 		{"open-command", down, Frame{TypeOpen, 4, nil}, Command{
 			Argv: words("/bin/sh", "-c", "echo 'x'; \xfe", ""), TTY: true, Cwd: []byte("/"), Environ: words("A=b"),
@@ -107,6 +108,7 @@ func goldenMessages() []goldenMessage {
 		{"result", up, Frame{TypeResult, 1, nil}, Result{ExitCode: 137, QueueMicros: 900, JobMicros: 120000, CPUMicros: 80000, MaxRSSKiB: 20480}},
 		{"result-bare", up, Frame{TypeResult, 1, nil}, Result{}},
 		{"result-logged", up, Frame{TypeResult, 1, nil}, Result{JobMicros: 5, Logged: []string{"root: é", "a.b: two\nlines"}}},
+		{"result-succeeded", up, Frame{TypeResult, 1, nil}, Result{JobMicros: 5, Succeeded: true}},
 		{"result-memory", up, Frame{TypeResult, 1, nil}, Result{JobMicros: 5, AgentKiB: 25600}},
 		{"result-file", up, Frame{TypeResult, 6, nil}, Result{Size: 7, SHA256: sum}},
 		{"ping", down, Frame{TypePing, 0, []byte("\x00\x01\x02\x03\x04\x05\x06\x07")}, nil},

@@ -115,7 +115,7 @@ func TestRefusedFrames(t *testing.T) {
 		"ERR beyond credit":       {command, flood(agent.TypeErr), "on a credit of 0"},
 		"RESULT: junk":            {command, say(agent.TypeResult, 1, "junk"), "cut short"},
 		"RESULT: field too long":  {command, say(agent.TypeResult, 1, "\x01\xff\xff\xff\xff1"), "cut short"},
-		"RESULT: unknown field":   {command, say(agent.TypeResult, 1, string(rec("\x0d", "x"))), "unknown field 13"},
+		"RESULT: unknown field":   {command, say(agent.TypeResult, 1, string(rec("\x0e", "x"))), "unknown field 14"},
 		"RESULT: long record":     {command, say(agent.TypeResult, 1, string(rec("\x0b", strings.Repeat("x", 4097)))), "4097 bytes"},
 		"RESULT: twice":           {command, say(agent.TypeResult, 1, string(rec("\x04", "1", "\x04", "1"))), "field 4 twice"},
 		"RESULT: not a number":    {command, say(agent.TypeResult, 1, string(rec("\x04", "1 "))), "not a decimal number"},

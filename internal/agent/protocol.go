@@ -147,6 +147,7 @@ type Module struct {
 	RlimitNofile uint64
 	Logging      bool // what it writes to Python's logging comes in the Result
 	Stdin        bool // what is sent on the stream is its stdin; Params have to fit into the OPEN frame
+	Judged       bool // those who follow it begin only if it has succeeded; so does the Result say
 
 	// ParamsFollow: Params go on as DATA until END. Open sets it when they are too long for the OPEN frame, and sends the rest.
 	ParamsFollow bool
@@ -232,6 +233,7 @@ type Result struct {
 	MaxRSSKiB   uint64
 	Size        uint64
 	SHA256      blobcache.Digest
+	Succeeded   bool     // a module that was to be judged has ended with 0, and what it printed tells of no failure
 	AgentKiB    uint64   // most memory of the agent itself, where it has become more; else 0
 	Logged      []string // "name: text" of the records that a module wrote to Python's logging, cleaned
 }

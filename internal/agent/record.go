@@ -212,6 +212,7 @@ func (m Module) fields(r *record) {
 	r.putBool(8, m.ParamsFollow)
 	r.putBool(9, m.Logging)
 	r.putBool(10, m.Stdin)
+	r.putBool(11, m.Judged)
 }
 
 func (c Command) fields(r *record) {
@@ -270,7 +271,7 @@ func DecodeRequest(payload []byte) (Request, error) {
 		return decodeRequest(&m, fields, schema{
 			1: asDigest(&m.Manifest), 2: asBytes(&m.Params), 3: asString(&m.Name), 4: asList(&m.Environment), 5: asBytes(&m.Cwd),
 			6: asList(&m.Environ), 7: asUint(&m.RlimitNofile, maxCount), 8: asBool(&m.ParamsFollow),
-			9: asBool(&m.Logging), 10: asBool(&m.Stdin),
+			9: asBool(&m.Logging), 10: asBool(&m.Stdin), 11: asBool(&m.Judged),
 		})
 	case KindCommand:
 		var c Command
@@ -350,6 +351,7 @@ func EncodeResult(res Result) []byte {
 		r.put(11, []byte(text))
 	}
 	r.putUint(12, res.AgentKiB)
+	r.putBool(13, res.Succeeded)
 	return r.bytes
 }
 
@@ -363,7 +365,7 @@ func DecodeResult(payload []byte) (Result, error) {
 		1: asBool(&res.Failed), 2: asText(&failure, maxVersion), 3: asText(&res.Text, maxText), 4: asUint(&res.ExitCode, 255),
 		5: asUint(&res.QueueMicros, maxCount), 6: asUint(&res.JobMicros, maxCount), 7: asUint(&res.CPUMicros, maxCount),
 		8: asUint(&res.MaxRSSKiB, maxCount), 9: asUint(&res.Size, maxCount), 10: asDigest(&res.SHA256),
-		11: asTexts(&res.Logged, maxText), 12: asUint(&res.AgentKiB, maxCount),
+		11: asTexts(&res.Logged, maxText), 12: asUint(&res.AgentKiB, maxCount), 13: asBool(&res.Succeeded),
 	}.read(payload)
 	if err != nil {
 		return Result{}, fmt.Errorf("cannot read RESULT: %w", err)

@@ -20,6 +20,7 @@ type Guard struct {
 type Outcome struct {
 	RC     int
 	Stdout []byte // whole; nil where it was not kept
+	Failed bool   // it was to be judged, and has not succeeded
 }
 
 // MaxGuarded is how much of a step's stdout is kept for guards to look at.

@@ -44,6 +44,7 @@ type Module struct {
 	Environ      [][]byte // "name=value", in place of the account's if there are any
 	RlimitNofile uint64
 	Logging      bool // see Result.Logged
+	Judged       bool // see Result.Succeeded
 	Body         Body // nil: stdin is at EOF
 }
 
@@ -65,6 +66,8 @@ type Result struct {
 	RC     int
 	Spans  Spans
 	Logged []string // records of a module's that asks for them: "name: text"
+	// Succeeded: a module that is to be judged has not failed, as Ansible sees it.
+	Succeeded bool
 }
 
 // Spans says where the time went: Wire is from the first frame sent to the last received, less the others.
@@ -95,6 +98,7 @@ func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, e
 		RlimitNofile: m.RlimitNofile,
 		Logging:      m.Logging,
 		Stdin:        m.Body != nil,
+		Judged:       m.Judged,
 	})
 	if err != nil {
 		return Result{}, typed(ctx, err)
@@ -146,7 +150,7 @@ func finish(parent context.Context, stream *agent.Stream, body Body, out *Output
 	}
 	spans := Spans{Fork: micros(res.QueueMicros), Job: micros(res.JobMicros)}
 	spans.Wire = max(0, time.Since(started)-spans.Fork-spans.Job)
-	return Result{RC: res.ExitCode, Spans: spans, Logged: res.Logged}, nil
+	return Result{RC: res.ExitCode, Spans: spans, Logged: res.Logged, Succeeded: res.Succeeded}, nil
 }
 
 // feedStream sends a job's input. A job may end, or close its stdin, with input left: that is no error. A body that breaks off ends the

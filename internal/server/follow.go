@@ -8,6 +8,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/agent"
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
+	"github.com/mitogen-mux/mitogen-mux/internal/hop"
 	"github.com/mitogen-mux/mitogen-mux/internal/moduleexec"
 	muxv1 "github.com/mitogen-mux/mitogen-mux/proto/mitogen_mux/v1"
 )
@@ -18,6 +19,7 @@ const maxLeaders = 256
 // leader is a request as those see it that may follow it.
 type leader struct {
 	ended chan struct{}
+	path  hop.Path
 	ran   []bool // by step, before ended is closed: it has been run to its end
 
 	mu      sync.Mutex
@@ -31,7 +33,7 @@ type leaders struct {
 }
 
 // lead makes a request of a run known by its name.
-func (r *registry) lead(id, name string, steps int) (*leader, error) {
+func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known, ok := r.byID[id]
@@ -46,7 +48,7 @@ func (r *registry) lead(id, name string, steps int) (*leader, error) {
 		delete(all.byName, all.names[0])
 		all.names = all.names[1:]
 	}
-	l := &leader{ended: make(chan struct{}), ran: make([]bool, steps), streams: make([]*agent.Stream, steps)}
+	l := &leader{ended: make(chan struct{}), path: path, ran: make([]bool, steps), streams: make([]*agent.Stream, steps)}
 	if all.byName == nil {
 		all.byName = map[string]*leader{}
 	}
@@ -123,11 +125,12 @@ func errNotBegun() error {
 
 // relate takes what a request says of others.
 func (r *request) relate(in *muxv1.Request) (err error) {
+	r.judged = in.GetJudged()
 	if name := in.GetName(); name != "" {
 		if err := short(name); err != nil {
 			return err
 		}
-		if r.leads, err = r.server.runs.lead(r.run.ID, name, len(r.steps)); err != nil {
+		if r.leads, err = r.server.runs.lead(r.run.ID, name, r.path, len(r.steps)); err != nil {
 			return err
 		}
 	}
@@ -165,7 +168,8 @@ func (r *request) runInTurn(ctx context.Context) error {
 		return r.runSteps(ctx)
 	}
 	deciding, others := r.follows.leader.asked(r.follows.deciding)
-	if n := len(r.steps); deciding != nil && r.chainFrom(0) == n {
+	sameNode := slices.EqualFunc(r.path, r.follows.leader.path, func(a, b hop.Hop) bool { return a.Account == b.Account && a.Interpreter == b.Interpreter })
+	if n := len(r.steps); deciding != nil && sameNode && r.chainFrom(0) == n {
 		return r.runChain(ctx, 0, func() *agent.Chain {
 			chain := agent.NewChain(n)
 			chain.Follow(deciding, others)
@@ -189,6 +193,8 @@ func (r *request) nodeFor(step uint32) Node {
 // tell says to those who follow the request what it has come to.
 func (r *request) tell() {
 	if r.leads != nil {
-		r.leads.end(func(step int) bool { return step < len(r.outcomes) && r.outcomes[step] != nil })
+		r.leads.end(func(step int) bool {
+			return step < len(r.outcomes) && r.outcomes[step] != nil && !r.outcomes[step].Failed
+		})
 	}
 }

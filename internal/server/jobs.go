@@ -73,6 +73,7 @@ type request struct {
 	steps    []step
 	payloads []*moduleexec.Pinned // by step, nil for what is no module
 	node     Node
+	judged   bool                  // modules that do not succeed have not been run, for those who follow it
 	leads    *leader               // for those who follow it; nil: nobody will
 	follows  *followed             // nil: nobody
 	outcomes []*moduleexec.Outcome // by step, nil for what was skipped or has failed
@@ -256,7 +257,7 @@ func (r *request) runStep(ctx context.Context, i uint32, of asked) (*muxv1.StepR
 	switch {
 	case s.module != nil:
 		module := s.module.module
-		module.Payload = r.payloads[i]
+		module.Payload, module.Judged = r.payloads[i], r.judged
 		return r.runModule(ctx, i, of, &module)
 	case s.command != nil && s.command.remember:
 		return r.remembered(ctx, i, of)
@@ -376,7 +377,7 @@ func (r *request) runJob(ctx context.Context, i uint32, of asked, run func(*modu
 	for _, text := range res.Logged {
 		r.replies.log(int(muxv1.Log_VVV), text)
 	}
-	r.outcomes[i] = &moduleexec.Outcome{RC: res.RC, Stdout: out.Kept()}
+	r.outcomes[i] = &moduleexec.Outcome{RC: res.RC, Stdout: out.Kept(), Failed: r.judged && !res.Succeeded}
 	stdout, stderr := out.Rest()
 	return &muxv1.StepResult{
 		Step:   i,

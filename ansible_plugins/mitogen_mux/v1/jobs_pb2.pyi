@@ -26,20 +26,22 @@ class Body(_message.Message):
     def __init__(self, step: _Optional[int] = ..., data: _Optional[bytes] = ..., last: bool = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("run", "host", "path", "steps", "name", "follow")
+    __slots__ = ("run", "host", "path", "steps", "name", "follow", "judged")
     RUN_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    JUDGED_FIELD_NUMBER: _ClassVar[int]
     run: str
     host: str
     path: _path_pb2.Path
     steps: _containers.RepeatedCompositeFieldContainer[Step]
     name: str
     follow: Follow
-    def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., name: _Optional[str] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ...) -> None: ...
+    judged: bool
+    def __init__(self, run: _Optional[str] = ..., host: _Optional[str] = ..., path: _Optional[_Union[_path_pb2.Path, _Mapping]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., name: _Optional[str] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., judged: bool = ...) -> None: ...
 
 class Follow(_message.Message):
     __slots__ = ("request", "steps")

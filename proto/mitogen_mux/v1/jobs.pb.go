@@ -231,6 +231,7 @@ type Request struct {
 	// So that another request of the run can follow it: unique in the run. Empty: none will.
 	Name          string  `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
 	Follow        *Follow `protobuf:"bytes,6,opt,name=follow,proto3" json:"follow,omitempty"`
+	Judged        bool    `protobuf:"varint,7,opt,name=judged,proto3" json:"judged,omitempty"` // those that follow it want its modules to have succeeded, as Ansible sees it, and not only to have ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -305,6 +306,13 @@ func (x *Request) GetFollow() *Follow {
 		return x.Follow
 	}
 	return nil
+}
+
+func (x *Request) GetJudged() bool {
+	if x != nil {
+		return x.Judged
+	}
+	return false
 }
 
 // Follow lets a request begin as soon as another has ended, without its client being asked in between: on the same node it waits on the
@@ -1818,14 +1826,15 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04Body\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x12\n" +
-	"\x04last\x18\x03 \x01(\bR\x04last\"\xc9\x01\n" +
+	"\x04last\x18\x03 \x01(\bR\x04last\"\xe1\x01\n" +
 	"\aRequest\x12\x10\n" +
 	"\x03run\x18\x01 \x01(\tR\x03run\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12(\n" +
 	"\x04path\x18\x03 \x01(\v2\x14.mitogen_mux.v1.PathR\x04path\x12*\n" +
 	"\x05steps\x18\x04 \x03(\v2\x14.mitogen_mux.v1.StepR\x05steps\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12.\n" +
-	"\x06follow\x18\x06 \x01(\v2\x16.mitogen_mux.v1.FollowR\x06follow\"8\n" +
+	"\x06follow\x18\x06 \x01(\v2\x16.mitogen_mux.v1.FollowR\x06follow\x12\x16\n" +
+	"\x06judged\x18\a \x01(\bR\x06judged\"8\n" +
 	"\x06Follow\x12\x18\n" +
 	"\arequest\x18\x01 \x01(\tR\arequest\x12\x14\n" +
 	"\x05steps\x18\x02 \x03(\rR\x05steps\"\xdc\x02\n" +

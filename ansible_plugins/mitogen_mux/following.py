@@ -1,0 +1,69 @@
+"""Requests that follow others: what is asked next waits on the target until what is under way has ended there, and begins without a word from here."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import typing as t
+
+from .v1 import jobs_pb2
+
+_numbers = itertools.count(1)
+
+
+def allowed() -> bool:
+    """Whether the user lets anything begin before what came before it has been reported."""
+    return os.environ.get('MITOGEN_AHEAD') != '0'
+
+
+class Lead:
+    """The latest request for an item or a host-task, for whoever may follow it."""
+
+    def __init__(self, judged: bool) -> None:
+        """``judged``: it has to succeed."""
+        self._judged = judged
+        self._name = ''
+        self._decides: t.Sequence[int] = ()
+        self.writes = ''
+        """The file that it writes."""
+
+    def asks(self, request: jobs_pb2.Request, decides: t.Sequence[int], writes: str) -> None:
+        """It is about to leave. When one of the steps ``decides`` has been run, nothing more is asked; without any, nobody can follow."""
+        self._name, self._decides, self.writes = '', decides, writes
+        if decides:
+            self._name = request.name = f'{os.getpid()}.{next(_numbers)}'
+            request.judged = self._judged
+
+    def forget(self) -> None:
+        """There is none, or none any more."""
+        self._name = ''
+
+    def guides(self, request: jobs_pb2.Request) -> bool:
+        """Makes another request follow this one, if it can."""
+        if self._name:
+            request.follow.request = self._name
+            request.follow.steps.extend(self._decides)
+        return bool(self._name)
+
+
+class InTurn:
+    """The turn of a thread that is never ahead (baton.Turn)."""
+
+    def __init__(self, lead: Lead) -> None:
+        self.asks = lead.asks
+
+    def has_come(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """It never has to."""
+
+    def leaving(self) -> None:
+        """Nobody waits for it."""
+
+    def looking(self) -> None:
+        """It may."""
+
+    def supposes(self, holds: t.Callable[[], bool]) -> bool:
+        """It knows."""
+        return False
