@@ -12,7 +12,7 @@ import typing as t
 
 from ansible.plugins.loader import vars_loader
 
-from . import baton, compat, following, host_task, isolation, order, sameness
+from . import baton, compat, display, following, host_task, isolation, order, sameness
 from .host_task import HostTask
 from .order import Dropped
 from .outbox import Outbox
@@ -63,6 +63,7 @@ class Shelf:
     def begun(self, job: HostTask) -> None:
         """A host-task has been queued: the one after it may be made ready."""
         name = job['host'].name
+        self._leads.pop(name, None)
         if self.open and (name in self._begun or len(self._begun) < MOST):
             self._begun[name] = job
 
@@ -83,6 +84,11 @@ class Shelf:
         if not readied.fits(job):
             if readied.in_vain:
                 self._in_vain.add(readied.before._uuid)
+            if readied.left and readied.is_for(job):
+                display.warning(
+                    f'mitogen-mux: task {job["task"]} had been sent to {job["host"].name} when what it is made of changed, and is run once more; with '
+                    'MITOGEN_AHEAD=0 nothing is sent ahead'
+                )
             self._drop(job['host'].name)
             return False
         del self._there[job['host'].name]
@@ -98,11 +104,12 @@ class Shelf:
         return following.InTurn(lead) if lead is not None else None
 
     def _lead(self, task: t.Any) -> following.Lead | None:
-        """For a host-task, if its success is all that the next one of its host depends on."""
+        """For a host-task, if the next one of its host begins whenever its last module has succeeded."""
         strategy = self._strategy
-        debugged = task.debugger or getattr(strategy, 'debugger_active', True)
-        if not self.open or self._workers.hosts() != 1 or strategy._step or debugged or sameness.judges(task) or not following.allowed():
+        if not self.open or not following.allowed() or self._workers.hosts() != 1 or strategy._step or getattr(strategy, 'debugger_active', True):
             return None
+        if task.debugger or task.notify or _is_true(task.failed_when) or sameness.judges(task):
+            return None  # a handler that is not there ends the run
         return following.Lead(judged=True)
 
     def drop(self) -> None:
@@ -133,7 +140,8 @@ class Shelf:
         """What the strategy will give the host-task, if nothing changes them: those of the task before, if the two have all in common that
         decides about variables, or new ones."""
         strategy, play, host, task = self._strategy, self._iterator._play, job['host'], job['task']
-        if task._parent is before._parent and task._role is before._role and not (task.vars or before.vars or before.delegate_to):
+        alike = task._parent is before._parent and task._role is before._role and task.environment == before.environment
+        if alike and not (task.vars or before.vars or before.delegate_to):
             return dict(job['task_vars'])
         hosts, all_hosts = strategy._hosts_cache, strategy._hosts_cache_all
         variables: dict[str, t.Any] = strategy._variable_manager.get_vars(play=play, host=host, task=task, _hosts=hosts, _hosts_all=all_hosts)
@@ -154,6 +162,10 @@ def _independent(task: t.Any) -> bool:
     )
 
 
+def _is_true(condition: t.Any) -> bool:
+    return True in condition if isinstance(condition, list) else bool(condition)
+
+
 class Readied:
     """A host-task that was made ready; the turn of its thread (baton.Turn)."""
 
@@ -169,6 +181,8 @@ class Readied:
         """The task that the host is at work on meanwhile."""
         self.acted = threading.Event()
         """Set, once it goes on, when it waits for something else than its turn, or has ended."""
+        self.left = False
+        """Whether it waits on the target."""
         self.in_vain = False
         """Whether its variables were not what they should have been."""
         self.lead = lead
@@ -239,7 +253,7 @@ class Readied:
     def asks(self, request: t.Any, decides: t.Sequence[int], writes: str) -> None:
         """It waits on the target, if nothing that it was made of can change until its turn."""
         if not self.has_come() and self._leader is not None and self._is_settled():
-            self._leader.guides(request)
+            self.left = self._leader.guides(request)
         if self.lead is not None:
             self.lead.asks(request, decides, writes)
 
@@ -247,7 +261,7 @@ class Readied:
         if self.files.may_be('') or self._supposed or self._renders or self._looks:
             return False
         names = sameness.registered(self.before)
-        return not (names and self._mentions(names, t.cast('dict[str, t.Any]', self._variables)))
+        return not names or self._ignores(names, t.cast('dict[str, t.Any]', self._variables))
 
     def wait(self) -> None:
         """Raises Dropped if all was in vain."""
@@ -270,10 +284,14 @@ class Readied:
         self._ended = ended
         self._wake.set()
 
+    def is_for(self, job: HostTask) -> bool:
+        """Whether this is the task that the strategy has queued, as far as its name goes."""
+        return job['task'] is self._task and job['host'] is self._job['host']
+
     def fits(self, job: HostTask) -> bool:
         """Whether this is what the strategy has queued, and it would have done nothing else so far."""
         task = job['task']
-        if self._variables is None or task is not self._task or any(job[name] is not self._job[name] for name in ('host', 'play_context')):
+        if self._variables is None or not self.is_for(job) or job['play_context'] is not self._job['play_context']:
             return False
         attributes = task.__dict__
         if sameness.differing(self._attributes, attributes) - {'_name'} or not self.files.unchanged():
@@ -290,15 +308,13 @@ class Readied:
     def _sees(self, variables: dict[str, t.Any]) -> bool:
         """Whether these variables would have been the same for it: only what has been registered meanwhile may differ, if it never looks at that."""
         names = sameness.differing(t.cast('dict[str, t.Any]', self._variables), variables)
-        if not names:
-            return True
-        if not names <= set(sameness.registered(self.before)) or self._renders or self._looks or sameness.judges(self._task):
-            return False
-        return not self._mentions(names, variables)
+        return not names or (names <= set(sameness.registered(self.before)) and self._ignores(names, variables))
 
-    def _mentions(self, names: t.Iterable[str], variables: dict[str, t.Any]) -> bool:
-        """Whether one of the names stands in the task, or in a template of the variables."""
+    def _ignores(self, names: t.Iterable[str], variables: dict[str, t.Any]) -> bool:
+        """Whether it never looks at variables of these names: neither the task nor a template of the variables mentions them."""
+        if self._renders or self._looks or sameness.judges(self._task):
+            return False
         said = sameness.naming(names, *_COMPUTED)
         task = host_task.copy_task(self._task)  # to be asked leaves traces on it
         own = {key: value for key, value in task.dump_attrs().items() if key != 'register'}
-        return sameness.says(said, own, '') or sameness.says(said, variables, '{')
+        return not sameness.says(said, own, '') and not sameness.says(said, variables, '{')

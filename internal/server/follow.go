@@ -41,10 +41,11 @@ func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, err
 		return nil, r.unknownLocked()
 	}
 	all := &known.leaders
-	if _, ok := all.byName[name]; ok {
+	before, again := all.byName[name]
+	if again && !before.hasEnded() {
 		return nil, invalid("a second request of the name %.80q", name)
 	}
-	if len(all.names) == maxLeaders {
+	if !again && len(all.names) == maxLeaders {
 		delete(all.byName, all.names[0])
 		all.names = all.names[1:]
 	}
@@ -53,7 +54,9 @@ func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, err
 		all.byName = map[string]*leader{}
 	}
 	all.byName[name] = l
-	all.names = append(all.names, name)
+	if !again { // else it wanted something that it has now
+		all.names = append(all.names, name)
+	}
 	return l, nil
 }
 
@@ -76,6 +79,15 @@ func (l *leader) end(ran func(step int) bool) {
 	}
 	l.streams = nil
 	close(l.ended)
+}
+
+func (l *leader) hasEnded() bool {
+	select {
+	case <-l.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // asked returns the streams of all its steps, those of some of them first; nothing if it has ended, or has not asked an agent for all of them.
