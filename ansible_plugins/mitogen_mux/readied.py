@@ -84,7 +84,7 @@ class Shelf:
         if not readied.fits(job):
             if readied.in_vain:
                 self._in_vain.add(readied.before._uuid)
-            if readied.left and readied.is_for(job):
+            if readied.left and readied.is_for(job) and readied.failures == self._failures(job['host'].name):
                 display.warning(
                     f'mitogen-mux: task {job["task"]} had been sent to {job["host"].name} when what it is made of changed, and is run once more; with '
                     'MITOGEN_AHEAD=0 nothing is sent ahead'
@@ -134,7 +134,14 @@ class Shelf:
         _, task = self._iterator.get_next_task_for_host(host, peek=True)
         if task is None or not _independent(task):
             return None
-        return Readied({**before, 'task': task}, before['task'], self._variables, self._leads.get(host.name), self._lead(task))
+        readied = Readied({**before, 'task': task}, before['task'], self._variables, self._leads.get(host.name), self._lead(task))
+        readied.failures = self._failures(host.name)
+        return readied
+
+    def _failures(self, host: str) -> int:
+        """How many tasks have failed there, whatever has become of it."""
+        stats = self._strategy._tqm._stats
+        return sum(count.get(host, 0) for count in (stats.failures, stats.dark, stats.rescued, stats.ignored))
 
     def _variables(self, job: HostTask, before: t.Any) -> dict[str, t.Any]:
         """What the strategy will give the host-task, if nothing changes them: those of the task before, if the two have all in common that
@@ -183,6 +190,8 @@ class Readied:
         """Set, once it goes on, when it waits for something else than its turn, or has ended."""
         self.left = False
         """Whether it waits on the target."""
+        self.failures = 0
+        """How many tasks of the host had failed when it was made ready."""
         self.in_vain = False
         """Whether its variables were not what they should have been."""
         self.lead = lead
