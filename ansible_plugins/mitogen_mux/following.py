@@ -6,7 +6,7 @@ import itertools
 import os
 import typing as t
 
-from .v1 import jobs_pb2
+from .v1 import jobs_pb2, path_pb2
 
 _numbers = itertools.count(1)
 
@@ -24,12 +24,13 @@ class Lead:
         self._judged = judged
         self._name = ''
         self._decides: t.Sequence[int] = ()
+        self._node = b''
         self.writes = ''
         """The file that it writes."""
 
     def asks(self, request: jobs_pb2.Request, decides: t.Sequence[int], writes: str) -> None:
         """It is about to leave. When one of the steps ``decides`` has been run, nothing more is asked; without any, nobody can follow."""
-        self._name, self._decides, self.writes = '', decides, writes
+        self._name, self._decides, self._node, self.writes = '', decides, _node(request.path), writes
         if decides:
             self._name = request.name = f'{os.getpid()}.{next(_numbers)}'
             request.judged = self._judged
@@ -39,11 +40,24 @@ class Lead:
         self._name = ''
 
     def guides(self, request: jobs_pb2.Request) -> bool:
-        """Makes another request follow this one, if it can."""
-        if self._name:
+        """Makes another request follow this one, if it can. One to another account cannot: that may not be there before."""
+        follows = bool(self._name) and self._node == _node(request.path)
+        if follows:
             request.follow.request = self._name
             request.follow.steps.extend(self._decides)
-        return bool(self._name)
+        return follows
+
+
+def _node(path: path_pb2.Path) -> bytes:
+    """What makes a path lead to a node: without what a become plugin makes up anew each time."""
+    key = path_pb2.Path()
+    key.hops.extend(path.hops)
+    for hop in key.hops:
+        method = getattr(hop, str(hop.WhichOneof('method')))
+        for field, _ in method.ListFields():
+            if not field.GetOptions().Extensions[path_pb2.identity]:
+                method.ClearField(field.name)
+    return key.SerializeToString(deterministic=True)
 
 
 class InTurn:

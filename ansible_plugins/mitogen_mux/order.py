@@ -143,8 +143,9 @@ class Files:
         self._seen.clear()
 
     def may_be(self, path: str) -> bool:
-        """Whether one of them could be that file of a target, were this the controller; for an empty path, whether there is any."""
-        if not path or not self._seen:
+        """Whether one of them could be that file of a target, were this the controller; for an empty path, or one that only the target can tell, whether
+        there is any."""
+        if not os.path.isabs(path) or not self._seen:
             return bool(self._seen)
         real = os.path.realpath(path)
         return any(os.path.realpath(seen) == real or os.path.realpath(seen).startswith(real + '/') for seen in self._seen)

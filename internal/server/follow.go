@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -41,11 +42,10 @@ func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, err
 		return nil, r.unknownLocked()
 	}
 	all := &known.leaders
-	before, again := all.byName[name]
-	if again && !before.hasEnded() {
+	if _, ok := all.byName[name]; ok {
 		return nil, invalid("a second request of the name %.80q", name)
 	}
-	if !again && len(all.names) == maxLeaders {
+	if len(all.names) == maxLeaders {
 		delete(all.byName, all.names[0])
 		all.names = all.names[1:]
 	}
@@ -54,9 +54,7 @@ func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, err
 		all.byName = map[string]*leader{}
 	}
 	all.byName[name] = l
-	if !again { // else it wanted something that it has now
-		all.names = append(all.names, name)
-	}
+	all.names = append(all.names, name)
 	return l, nil
 }
 
@@ -70,6 +68,19 @@ func (r *registry) leader(id, name string) *leader {
 	return nil
 }
 
+// forget makes the name of a request free.
+func (r *registry) forget(id string, l *leader) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.byID[id]
+	if !ok {
+		return
+	}
+	all := &known.leaders
+	all.names = slices.DeleteFunc(all.names, func(name string) bool { return all.byName[name] == l })
+	maps.DeleteFunc(all.byName, func(_ string, other *leader) bool { return other == l })
+}
+
 // end says what the request has come to.
 func (l *leader) end(ran func(step int) bool) {
 	l.mu.Lock()
@@ -79,15 +90,6 @@ func (l *leader) end(ran func(step int) bool) {
 	}
 	l.streams = nil
 	close(l.ended)
-}
-
-func (l *leader) hasEnded() bool {
-	select {
-	case <-l.ended:
-		return true
-	default:
-		return false
-	}
 }
 
 // asked returns the streams of all its steps, those of some of them first; nothing if it has ended, or has not asked an agent for all of them.
@@ -135,28 +137,32 @@ func errNotBegun() error {
 	return &fault.Error{Kind: fault.NotBegun, Message: "the request that was to be followed is not known, or has not come to its end"}
 }
 
-// relate takes what a request says of others.
+// sameNode reports whether two paths lead to one node. Another may not be there before the leader has ended: it would be in vain to look.
+func sameNode(a, b hop.Path) bool {
+	return slices.EqualFunc(a, b, func(a, b hop.Hop) bool { return a.Account == b.Account && a.Interpreter == b.Interpreter })
+}
+
+// relate takes what a request says of others. None follows itself: its own name is not known before.
 func (r *request) relate(in *muxv1.Request) (err error) {
 	r.judged = in.GetJudged()
-	if name := in.GetName(); name != "" {
-		if err := short(name); err != nil {
-			return err
+	if in.GetFollow() != nil {
+		r.follows = &followed{leader: r.server.runs.leader(r.run.ID, in.GetFollow().GetRequest()), deciding: in.GetFollow().GetSteps()}
+		if r.follows.leader == nil || !sameNode(r.follows.leader.path, r.path) {
+			return errNotBegun()
 		}
-		if r.leads, err = r.server.runs.lead(r.run.ID, name, r.path, len(r.steps)); err != nil {
-			return err
+		if len(r.follows.deciding) == 0 || int(slices.Max(r.follows.deciding)) >= len(r.follows.leader.ran) {
+			return invalid("a request follows no step of another, or one that it has not")
 		}
 	}
-	if in.GetFollow() == nil {
+	name := in.GetName()
+	if name == "" {
 		return nil
 	}
-	r.follows = &followed{leader: r.server.runs.leader(r.run.ID, in.GetFollow().GetRequest()), deciding: in.GetFollow().GetSteps()}
-	if r.follows.leader == nil {
-		return errNotBegun()
+	if err := short(name); err != nil {
+		return err
 	}
-	if len(r.follows.deciding) == 0 || int(slices.Max(r.follows.deciding)) >= len(r.follows.leader.ran) {
-		return invalid("a request follows no step of another, or one that it has not")
-	}
-	return nil
+	r.leads, err = r.server.runs.lead(r.run.ID, name, r.path, len(r.steps))
+	return err
 }
 
 // wait returns when the leader has ended; an error if not as it should have.
@@ -180,8 +186,7 @@ func (r *request) runInTurn(ctx context.Context) error {
 		return r.runSteps(ctx)
 	}
 	deciding, others := r.follows.leader.asked(r.follows.deciding)
-	sameNode := slices.EqualFunc(r.path, r.follows.leader.path, func(a, b hop.Hop) bool { return a.Account == b.Account && a.Interpreter == b.Interpreter })
-	if n := len(r.steps); deciding != nil && sameNode && r.chainFrom(0) == n {
+	if n := len(r.steps); deciding != nil && r.chainFrom(0) == n {
 		return r.runChain(ctx, 0, func() *agent.Chain {
 			chain := agent.NewChain(n)
 			chain.Follow(deciding, others)
@@ -202,11 +207,18 @@ func (r *request) nodeFor(step uint32) Node {
 	return leadingNode{r.node, r.leads, step}
 }
 
-// tell says to those who follow the request what it has come to.
+// tell says to those who follow the request what it has come to. One of which nothing was run may be sent again: its name is free.
 func (r *request) tell() {
-	if r.leads != nil {
-		r.leads.end(func(step int) bool {
-			return step < len(r.outcomes) && r.outcomes[step] != nil && !r.outcomes[step].Failed
-		})
+	if r.leads == nil {
+		return
+	}
+	ran := false
+	r.leads.end(func(step int) bool {
+		done := step < len(r.outcomes) && r.outcomes[step] != nil && !r.outcomes[step].Failed
+		ran = ran || done
+		return done
+	})
+	if !ran {
+		r.server.runs.forget(r.run.ID, r.leads)
 	}
 }
