@@ -70,11 +70,13 @@ class Shelf:
     def fill(self) -> None:
         """Until the main loop has something to do."""
         while self._begun and not self._workers.awake():
-            host = next(iter(self._begun))
-            if (readied := self._next(self._begun.pop(host))) is not None:
-                self._drop(host)
-                self._there[host] = readied
-                self._workers.begin(readied)
+            self._ready_after(next(iter(self._begun)))
+
+    def _ready_after(self, host: str) -> None:
+        if (readied := self._next(self._begun.pop(host))) is not None:
+            self._drop(host)
+            self._there[host] = readied
+            self._workers.begin(readied)
 
     def claim(self, job: HostTask, ended: t.Callable[[int], None]) -> bool:
         """Whether the host-task was made ready. It goes on then, until it waits again; ``ended`` is called in its thread with its exit code."""
@@ -96,6 +98,8 @@ class Shelf:
         readied.go_on(ended)
         with self._workers.baton.lent():
             readied.acted.wait()
+        if readied.ended and job['host'].name in self._begun:
+            self._ready_after(job['host'].name)  # its answer was there: the target need not wait until somebody has looked at that
         return True
 
     def turn(self, job: HostTask) -> baton.Turn | None:
@@ -108,7 +112,7 @@ class Shelf:
         strategy = self._strategy
         if not self.open or not following.allowed() or self._workers.hosts() != 1 or strategy._step or getattr(strategy, 'debugger_active', True):
             return None
-        if task.debugger or task.notify or _is_true(task.failed_when) or sameness.judges(task):
+        if task.loop is not None or task.loop_with or task.debugger or task.notify or _is_true(task.failed_when) or sameness.judges(task):
             return None  # a handler that is not there ends the run
         return following.Lead(judged=True)
 
@@ -190,6 +194,8 @@ class Readied:
         """Set, once it goes on, when it waits for something else than its turn, or has ended."""
         self.left = False
         """Whether it waits on the target."""
+        self.ended = False
+        """Whether its thread has nothing to do any more."""
         self.failures = 0
         """How many tasks of the host had failed when it was made ready."""
         self.in_vain = False
@@ -226,6 +232,7 @@ class Readied:
         except (baton.Cancelled, Dropped):
             pass
         finally:
+            self.ended = True
             self.acted.set()
             if self._ended is not None:
                 self._ended(exitcode)

@@ -8,7 +8,10 @@ fourth as many are of a host that is gone.
 STUB_ITEMS is the number of a loop's items: none but the last is answered until the next
 has come as far as its module. What happens is written to the file STUB_TRACE. STUB_HOMES
 are the answers to the question for the account's home folder, the last one for all that
-are left; for the word gone none comes."""
+are left; for the word gone none comes.
+
+STUB_LEFT is the same as STUB_ITEMS, but each waits until the next has left; and of the
+requests whose numbers are in STUB_NOT_BEGUN those that follow another one are not begun."""
 
 from __future__ import annotations
 
@@ -31,6 +34,8 @@ DELAY = float(os.environ.get('STUB_DELAYS', '0')) / 1000
 LEAST = float(os.environ.get('STUB_LEAST', '0'))
 FAILS = float(os.environ.get('STUB_FAILS', '0'))
 ITEMS = int(os.environ.get('STUB_ITEMS', '0'))
+LEFT = int(os.environ.get('STUB_LEFT', '0'))
+NOT_BEGUN = os.environ.get('STUB_NOT_BEGUN', '').split(',')
 HOMES = os.environ.get('STUB_HOMES', '/home/stub').split(',')
 MODES = {'stat': {'stat': {'exists': False}}, 'find': {'files': []}, 'slurp': {'content': 'aGk=', 'encoding': 'base64'}, 'ping': {'ping': 'pong'}}
 SYSTEM = {'ansible_distribution': 'Stub', 'ansible_distribution_version': '1', 'ansible_os_family': 'Stub'}
@@ -73,6 +78,7 @@ class Trace:
 
     def __init__(self) -> None:
         self.ready = self.asked = 0
+        self.left: list[str] = []
 
     def note(self, text: str) -> None:
         with open(os.environ['STUB_TRACE'], 'a') as file:
@@ -98,11 +104,31 @@ class Trace:
         self.asked += 1
         number = self.asked
         self.note(f'asked {number}')
+        self.answer(number, lambda: self.ready <= number < ITEMS)
+
+    def answer(self, number: int, waits: t.Callable[[], bool]) -> None:
         tries = 3000
-        while self.ready <= number < ITEMS and tries:
+        while waits() and tries:
             time.sleep(0.01)
             tries -= 1
         self.note(f'answered {number}' if tries else f'{number} was not answered: the next one never came')
+
+    def leave(self, request: jobs_pb2.Request) -> None:
+        """Notes a request that leaves, perhaps before its turn; holds its answer back until the next has."""
+        if not request.HasField('follow'):
+            baton.turn()
+        again = ' again' * (request.name != '' and request.name in self.left)
+        self.left.append(request.name)
+        number = len(self.left)
+        text = f'left {number}{again}'
+        if request.HasField('follow'):
+            text += f' after {self.left.index(request.follow.request) + 1} {list(request.follow.steps)}'
+        self.note(text)
+        baton.turn()
+        if request.HasField('follow') and str(number) in NOT_BEGUN:
+            self.note(f'not begun {number}')
+            raise RpcError(9, 'not begun', error_pb2.Error(kind=error_pb2.Error.NOT_BEGUN))
+        self.answer(number, lambda: len(self.left) <= number < LEFT)
 
 
 class StubSession:
@@ -117,6 +143,8 @@ class StubSession:
 
     def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
         list(bodies)
+        if LEFT:
+            trace.leave(request)
         home = request.steps[0].command.remember and (HOMES.pop(0) if len(HOMES) > 1 else HOMES[0])
         if ITEMS:
             baton.turn()
