@@ -316,7 +316,10 @@ class Agent(object):
             self.done.append(stream.number)
         if stream.chain:
             stream.chain.ended(stream, fields)
-        for chain in [chain for chain in self.chains.values() if chain.follows]:
+        followers = [chain for chain in self.chains.values() if chain.follows]
+        if followers:
+            self.flush()    # nobody need wait for it until these have begun
+        for chain in followers:
             chain.move()
 
     def tidy(self):

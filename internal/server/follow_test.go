@@ -152,7 +152,7 @@ func TestFollow(t *testing.T) {
 		first    func(*muxv1.Step) *muxv1.Step // the leader's, which works for a while
 		more     []*muxv1.Step                 // the leader's too
 		deciding []uint32
-		then     func(*muxv1.Step) *muxv1.Step // the follower's
+		then     func(*muxv1.Step) *muxv1.Step // the follower's first
 		want     fault.Kind
 	}{
 		"one step":             {plain, nil, []uint32{0}, plain, 0},
@@ -168,6 +168,8 @@ func TestFollow(t *testing.T) {
 		"on a terminal":        {plain, nil, []uint32{0}, onTerminal, 0},
 		"with a body":          {plain, nil, []uint32{0}, withBody, 0},
 		"with a body, failed":  {plain, []*muxv1.Step{missing()}, []uint32{1}, withBody, fault.NotBegun},
+		"in two parts":         {plain, nil, []uint32{0}, plain, 0},
+		"in two parts, failed": {plain, []*muxv1.Step{missing()}, []uint32{1}, plain, fault.NotBegun},
 	} {
 		for _, hasAgent := range []bool{true, false} {
 			for _, ended := range []bool{true, false} {
@@ -193,6 +195,9 @@ func TestFollow(t *testing.T) {
 						_, _ = leader.wait()
 					}
 					steps = []*muxv1.Step{c.then(shell1("echo followed >>" + log + "; echo it"))}
+					if strings.HasPrefix(name, "in two parts") {
+						steps = append(steps, withBody(shell1("cat")))
+					}
 					follower := d.send(t, follows(d.request(t, steps...), "one", c.deciding...), empty(steps)...)
 					if <-acquired; !ended {
 						gate.open(t)
@@ -255,14 +260,15 @@ func TestFollowEnds(t *testing.T) {
 	for name, c := range map[string]struct {
 		end              func(d *daemon, run string, leader, follower *pending)
 		leader, follower fault.Kind
+		either           fault.Kind // the follower's too, whichever is first
 	}{
-		"leader cancelled":   {func(_ *daemon, _ string, leader, _ *pending) { leader.cancel() }, fault.Internal, fault.NotBegun},
-		"follower cancelled": {func(_ *daemon, _ string, _, follower *pending) { follower.cancel() }, 0, fault.Internal},
+		"leader cancelled":   {func(_ *daemon, _ string, leader, _ *pending) { leader.cancel() }, fault.Internal, fault.NotBegun, fault.NotBegun},
+		"follower cancelled": {func(_ *daemon, _ string, _, follower *pending) { follower.cancel() }, 0, fault.Internal, fault.Internal},
 		"run ended": {func(d *daemon, run string, _, _ *pending) {
 			if _, err := d.runs.Detach(context.Background(), &muxv1.DetachRequest{Run: run}); err != nil {
 				panic(err)
 			}
-		}, fault.Cancelled, fault.Cancelled},
+		}, fault.Cancelled, fault.Cancelled, fault.NotBegun},
 	} {
 		for _, inAgent := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/in agent %v", name, inAgent), func(t *testing.T) {
@@ -278,17 +284,17 @@ func TestFollowEnds(t *testing.T) {
 				}
 				<-acquired
 				d.left(t, node, before, request.GetRun(), "one")
-				then := shell1("echo followed >>" + log)
+				then := []*muxv1.Step{shell1("echo followed >>" + log)}
 				if !inAgent {
-					then = withBody(then)
+					then = append(then, withBody(shell1("cat"))) // so it is not one chain
 				}
 				before = node.Stats()
-				follower := d.send(t, leads(follows(d.request(t, then), "one", 0), "two"), empty([]*muxv1.Step{then})...)
+				follower := d.send(t, leads(follows(d.request(t, then...), "one", 0), "two"), empty(then)...)
 				if <-acquired; inAgent {
 					d.left(t, node, before, request.GetRun(), "two")
 				}
 				c.end(d, request.GetRun(), leader, follower)
-				if _, err := follower.wait(); kindOf(err) != c.follower {
+				if _, err := follower.wait(); kindOf(err) != c.follower && kindOf(err) != c.either {
 					t.Errorf("the follower: %v", err)
 				}
 				if c.leader == 0 {
@@ -359,6 +365,9 @@ func TestFollowBad(t *testing.T) {
 func TestFollowOneThatIsSentAgain(t *testing.T) {
 	d := start(t, newAgentNode(t))
 	log := filepath.Join(t.TempDir(), "log")
+	if _, err := d.ask(t, leads(d.request(t, shell1("true")), "another")); err != nil {
+		t.Fatal(err)
+	}
 	for i, want := range []fault.Kind{fault.LocalAgentWanted, fault.LocalAgentWanted, 0, fault.Internal} {
 		d.tree.err = nil
 		if want == fault.LocalAgentWanted {
@@ -368,8 +377,13 @@ func TestFollowOneThatIsSentAgain(t *testing.T) {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
-	if _, err := d.ask(t, follows(d.request(t, shell1("echo followed >>"+log)), "one", 0)); err != nil || done(log) != "led followed" {
-		t.Errorf("%v; done were %q", err, done(log))
+	for _, name := range []string{"one", "another"} {
+		if _, err := d.ask(t, follows(d.request(t, shell1("echo followed >>"+log)), name, 0)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if got := done(log); got != "led followed followed" {
+		t.Errorf("done were %q", got)
 	}
 }
 
@@ -378,6 +392,11 @@ func TestFollowTheLatest(t *testing.T) {
 	d := start(t, newBareNode())
 	run := d.attach(t)
 	for i := range maxLeaders + 1 {
+		if i == 2 { // of no account
+			if _, err := d.ask(t, leads(d.request(t, missing()), "failed")); kindOf(err) != fault.FileNotFound {
+				t.Fatal(err)
+			}
+		}
 		if _, err := d.ask(t, &muxv1.Request{Run: run, Host: "web1", Path: sshPath(), Name: fmt.Sprint(i), Steps: []*muxv1.Step{ticket1("web1")}}); err != nil {
 			t.Fatal(err)
 		}

@@ -33,6 +33,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __init__(self) -> None:
         self.cancelled = threading.Event()
+        self.asked = threading.Event()
 
     def service(self, details: t.Any) -> t.Any:
         name = details.method.rpartition('/')[2]
@@ -42,6 +43,7 @@ class Service(grpc.GenericRpcHandler):  # type: ignore[misc]
     def run(self, requests: t.Iterator[jobs_pb2.RunRequest], context: t.Any) -> t.Iterator[jobs_pb2.RunReply]:
         count = 0
         for request in requests:
+            self.asked.set()
             count += 1
             yield jobs_pb2.RunReply(output=jobs_pb2.Output(stdout=request.body.data))
         yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(rc=count))
@@ -201,6 +203,29 @@ def test_a_worker_thread_gives_the_baton_away_when_its_request_has_left(tmp_path
     with Baton().job(threading.Event()), contextlib.suppress(RpcError):
         list(Client(str(tmp_path / 's')).stream(RUN, bodies(1, 10), jobs_pb2.RunReply))
     assert next(bodies(1, 10)).SerializeToString() in b''.join(sent)
+
+
+@pytest.mark.parametrize(('ahead', 'order'), [(False, ['turn', 'request', 'turn', 'reply', 'reply']), (True, ['request', 'turn', 'reply', 'reply'])])
+def test_a_thread_that_is_ahead_waits_for_its_turn_only_before_the_replies(
+    service: tuple[Service, str], monkeypatch: pytest.MonkeyPatch, ahead: bool, order: list[str]
+) -> None:
+    """By then the whole request is with the daemon."""
+    done: list[str] = []
+
+    def turn() -> None:
+        done.append('turn')
+        assert 'request' not in done or service[0].asked.wait(60)
+
+    def requests() -> t.Iterator[jobs_pb2.RunRequest]:
+        done.append('request')
+        yield from bodies(1, 10)
+
+    monkeypatch.setattr(baton, 'turn', turn)
+    client = Client(service[1])
+    for _ in client.stream(RUN, requests(), jobs_pb2.RunReply, ahead=ahead):
+        done.append('reply')
+    client.close()
+    assert done == order
 
 
 @pytest.mark.parametrize('cut', range(0, 200, 7))

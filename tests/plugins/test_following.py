@@ -202,6 +202,13 @@ def test_what_was_not_begun_is_asked_again_in_its_turn(play: Play) -> None:
     assert done.trace == ['left 1', 'left 2 after 1 [0]', 'answered 1', 'not begun 2', 'left 3', 'answered 3'], done.output
 
 
+def test_what_has_left_counts(play: Play, tmp_path: pathlib.Path) -> None:
+    """Though a file that the item has seen is another now, for on the target it has begun."""
+    done = play('{copy: {src: a, dest: "{{ here }}/a-grown"}, loop: [1, 2]}', STUB_LEFT='2')
+    assert (tmp_path / 'a').read_text() == 'A++'
+    assert 'left 2 after 1 [1, 4]' in done.trace and 'answered 2' in done.trace, done.output
+
+
 @pytest.mark.parametrize('not_begun', ['', '2'])
 @pytest.mark.parametrize(
     'task',
