@@ -252,6 +252,11 @@ class _Runner:
             self.left = other.lead.guides(request)
         self.lead.asks(request, decides, writes)
 
+    def refused(self) -> None:
+        """It can be made anew."""
+        self.left = False
+        self._look()
+
     def wait(self) -> None:
         """Raises Dropped if what the item has done so far was in vain."""
         loop = self._loop
@@ -259,11 +264,15 @@ class _Runner:
             with baton.waiting(self.wake.set):
                 self.wake.wait()
             self.wake.clear()
-        if loop.over or self.outdated or not (self.left or self.files.unchanged()):
-            self.dropped = True
-            raise Dropped
+        self._look()
         self._may = True
         self.outbox.release()
+
+    def _look(self) -> None:
+        """Raises Dropped if what the item was made of has changed. Of what has left nothing can be taken back."""
+        if self._loop.over or self.outdated or not (self.left or self.files.unchanged()):
+            self.dropped = True
+            raise Dropped
 
     def _execute(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         try:

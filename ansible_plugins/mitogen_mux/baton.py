@@ -43,6 +43,9 @@ class Turn(t.Protocol):
         """Is told of a request (jobs_pb2.Request) before it leaves, and may have it follow another one, so that it leaves before the thread's turn. Once one
         of the steps ``decides`` has been run, nothing more is asked for what the thread works on; ``writes`` is the file that they write."""
 
+    def refused(self) -> None:
+        """Is told, in its turn, that the request that was to follow another one has not been begun. It will be asked again."""
+
 
 class Cancelled(BaseException):
     """The run has ended, and the worker thread in which this is raised leaves its host-task where it stands."""

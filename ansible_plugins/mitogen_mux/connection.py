@@ -311,9 +311,10 @@ class MuxConnection(errands.Carrier):
             try:
                 return self._mux_send(request, bodies, timeout)
             except RpcError as error:
-                if error.kind != error_pb2.Error.NOT_BEGUN:
+                if error.kind != error_pb2.Error.NOT_BEGUN or turn is None:
                     raise
-            request.ClearField('follow')  # what came before did not end as it most often does; now its turn has come
+            request.ClearField('follow')  # what came before did not end as it most often does
+            turn.refused()
 
     def _mux_send(self, request: jobs_pb2.Request, bodies: dict[int, bytes], timeout: float | None) -> list[Result | None]:
         steps = request.steps

@@ -78,6 +78,9 @@ class InTurn:
     def looking(self) -> None:
         """It may."""
 
+    def refused(self) -> None:
+        """It follows nobody."""
+
     def supposes(self, holds: t.Callable[[], bool]) -> bool:
         """It knows."""
         return False

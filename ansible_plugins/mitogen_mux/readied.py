@@ -273,6 +273,9 @@ class Readied:
         if self.lead is not None:
             self.lead.asks(request, decides, writes)
 
+    def refused(self) -> None:
+        """It was looked at when its turn came."""
+
     def _is_settled(self) -> bool:
         if self.files.may_be('') or self._supposed or self._renders or self._looks:
             return False
