@@ -30,8 +30,9 @@ class Lead:
 
     def asks(self, request: jobs_pb2.Request, decides: t.Sequence[int], writes: str) -> None:
         """It is about to leave. When one of the steps ``decides`` has been run, nothing more is asked; without any, nobody can follow."""
-        self._name, self._decides, self._node, self.writes = '', decides, _node(request.path), writes
+        self._name, self._decides, self.writes = '', decides, writes
         if decides:
+            self._node = _node(request.path)
             self._name = request.name = f'{os.getpid()}.{next(_numbers)}'
             request.judged = self._judged
 

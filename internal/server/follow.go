@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +18,7 @@ const maxLeaders = 256
 
 // leader is a request as those see it that may follow it.
 type leader struct {
+	name  string
 	ended chan struct{}
 	path  hop.Path
 	ran   []bool // by step, before ended is closed: it has been run to its end
@@ -49,7 +49,7 @@ func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, err
 		delete(all.byName, all.names[0])
 		all.names = all.names[1:]
 	}
-	l := &leader{ended: make(chan struct{}), path: path, ran: make([]bool, steps), streams: make([]*agent.Stream, steps)}
+	l := &leader{name: name, ended: make(chan struct{}), path: path, ran: make([]bool, steps), streams: make([]*agent.Stream, steps)}
 	if all.byName == nil {
 		all.byName = map[string]*leader{}
 	}
@@ -72,13 +72,10 @@ func (r *registry) leader(id, name string) *leader {
 func (r *registry) forget(id string, l *leader) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	known, ok := r.byID[id]
-	if !ok {
-		return
+	if known, ok := r.byID[id]; ok && known.leaders.byName[l.name] == l {
+		delete(known.leaders.byName, l.name)
+		known.leaders.names = slices.DeleteFunc(known.leaders.names, func(name string) bool { return name == l.name })
 	}
-	all := &known.leaders
-	all.names = slices.DeleteFunc(all.names, func(name string) bool { return all.byName[name] == l })
-	maps.DeleteFunc(all.byName, func(_ string, other *leader) bool { return other == l })
 }
 
 // end says what the request has come to.

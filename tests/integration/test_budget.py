@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -37,13 +38,23 @@ def program(site: Site, binary: Path) -> Path:
     return built
 
 
+@contextlib.contextmanager
+def relayed(site: Site, program: Path, delay: str = "0s") -> Iterator[Relay]:
+    """A relay in front of the site's sshd, which is known there by the same key; ``delay`` is that of each way."""
+    it = Relay(site.sshd.port, delay, program=program)
+    before = site.sshd.known_hosts.read_text()
+    site.sshd.known_hosts.write_text(before + before.replace(f"]:{site.sshd.port} ", f"]:{it.port} "))
+    try:
+        yield it
+    finally:
+        it.close()
+        site.sshd.known_hosts.write_text(before)
+
+
 @pytest.fixture(scope="module")
 def relay(site: Site, program: Path) -> Iterator[Relay]:
-    it = Relay(site.sshd.port, program=program)
-    line = site.sshd.known_hosts.read_text()
-    site.sshd.known_hosts.write_text(line + line.replace(f"]:{site.sshd.port} ", f"]:{it.port} "))
-    yield it
-    it.close()
+    with relayed(site, program) as it:
+        yield it
 
 
 def agent_node(nodes: list[dict[str, object]]) -> dict[str, object]:

@@ -14,7 +14,7 @@ import pytest
 import harness
 from runs import WAYS, Site
 from test_bad_input import press, sleepers
-from test_budget import Relay, program  # noqa: F401
+from test_budget import Relay, program, relayed  # noqa: F401
 from test_life import HELLO, play
 
 OURS = WAYS["linear"]
@@ -37,13 +37,9 @@ def stage(site: Site, binary: None) -> Site:
 
 
 @pytest.fixture
-def relay(site: Site, program: object, request: pytest.FixtureRequest) -> Iterator[Relay]:  # noqa: F811
-    it = Relay(site.sshd.port, delay=getattr(request, "param", "0s"), program=program)
-    before = site.sshd.known_hosts.read_text()
-    site.sshd.known_hosts.write_text(before + before.splitlines()[0].replace(f"]:{site.sshd.port} ", f"]:{it.port} ") + "\n")
-    yield it
-    it.close()
-    site.sshd.known_hosts.write_text(before)
+def relay(site: Site, program: Path, request: pytest.FixtureRequest) -> Iterator[Relay]:  # noqa: F811
+    with relayed(site, program, getattr(request, "param", "0s")) as it:
+        yield it
 
 
 @pytest.mark.tier("smoke")
