@@ -1,10 +1,12 @@
 """Payloads that a new daemon will want: they are made while a connection is, or while a target is at work, and not when the daemon asks.
 
-Only the daemon that this run has started is known to lack them. What there is to say of a payload is said when it is wanted: if making it
+Only the daemon that this run has started is known to lack them. While its first connection is being made there is time also for those that the
+play's tasks will want later. What there is to say of a payload is said when it is wanted: if making it
 says anything, or fails, it is made anew then. Should its files change meanwhile, the daemon sees it, and asks again."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import typing as t
 
@@ -17,6 +19,9 @@ _made: dict[bytes, tuple[payload.Buildable, payload.Payload]] = {}
 
 _seen: set[bytes] = set()
 
+_foreseen: collections.deque[t.Callable[[], payload.Source | None]] = collections.deque()
+"""What finds the modules of the play's tasks, in the order of these."""
+
 
 def expect(source: payload.Source) -> None:
     """The module is about to be run."""
@@ -25,19 +30,38 @@ def expect(source: payload.Source) -> None:
         _expected[key] = source
 
 
+def foresee(finders: t.Iterable[t.Callable[[], payload.Source | None]]) -> None:
+    """A play begins, with tasks for these modules. Nothing comes of it before one of them is about to be run, nor once a payload was wanted: then
+    targets answer, and there is no time to lose for what may be skipped."""
+    _foreseen.clear()
+    if daemon.started() and not _seen:
+        _foreseen.extend(finders)
+
+
 def fill(awake: t.Callable[[], bool]) -> None:
     """In the main thread, with the baton: until the main loop has something to do."""
-    while _expected and not awake():
-        key, source = _expected.popitem()
+    while (_expected or (_seen and _foreseen)) and not awake():
         listener = _Listener()
         with contextlib.suppress(Exception), compat.display_through(listener):
-            made = source.build()
-            if not listener.heard:
-                _made[key] = source, made
+            source = _expected.popitem()[1] if _expected else _find()
+            if source is not None:
+                made = source.build()
+                if not listener.heard:
+                    _made[source.key()] = source, made
+
+
+def _find() -> payload.Source | None:
+    """The next of what is foreseen; None if it has been thought of, or is not ours."""
+    source = _foreseen.popleft()()
+    if source is None or (key := source.key()) in _seen:
+        return None
+    _seen.add(key)
+    return source
 
 
 def build(source: payload.Buildable) -> payload.Payload:
     """Now it is wanted. Raises as ``source.build`` does."""
+    _foreseen.clear()
     key = source.key()
     _seen.add(key)
     _expected.pop(key, None)

@@ -140,8 +140,35 @@ def fill_payload(archive: t.Any, module_name: str, fqn: str, path: str, source: 
 
     extensions = _builder.ExtensionManager()
     now = datetime.datetime.now(datetime.timezone.utc)
-    module_common.recursive_finder(module_name, fqn, Origin(path=path).tag(source), archive, now, extensions)
+    with _imports_remembered():
+        module_common.recursive_finder(module_name, fqn, Origin(path=path).tag(source), archive, now, extensions)
     module_common._add_module_to_zip(archive, now, fqn, source, path, extensions)
+
+
+_imports: dict[tuple[str, bytes, bool], dict[str, t.Any]] = {}
+"""What the core's finder saw in files of module_utils, by name and text: nearly all modules need the same fifty."""
+
+
+@contextlib.contextmanager
+def _imports_remembered() -> t.Iterator[None]:
+    """Meanwhile no such file is parsed twice. Up to 2.18 the finder is given trees, not texts."""
+    finder: t.Any = module_common.ModuleDepFinder
+    look = finder.__init__
+
+    def init(self: t.Any, module_fqn: str, module_data: bytes, is_pkg_init: bool = False) -> None:
+        key = module_fqn, module_data, is_pkg_init
+        if key in _imports:
+            self.__dict__.update(_imports[key])
+            return
+        look(self, module_fqn, module_data, is_pkg_init)
+        if 'module_utils' in module_fqn.split('.'):
+            _imports[key] = {name: value for name, value in self.__dict__.items() if name != 'tree'}
+
+    finder.__init__ = init
+    try:
+        yield
+    finally:
+        finder.__init__ = look
 
 
 def built(data: bytes, shebang: str) -> t.Any:

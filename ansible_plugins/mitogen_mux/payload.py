@@ -89,7 +89,8 @@ class Buildable(t.Protocol):
 class Source:
     """A new-style Python module as its file has it."""
 
-    name: str
+    name: str = dataclasses.field(compare=False)
+    """For people: an action may call by another name what its task calls by this."""
     fqn: str
     path: str
     data: bytes

@@ -6,6 +6,7 @@ Without them (MITOGEN_SEAMS=0, or a core newer than we know) a connection of our
 from __future__ import annotations
 
 import contextvars
+import functools
 import inspect
 import os
 import typing as t
@@ -13,7 +14,7 @@ import typing as t
 from ansible import constants as C
 from ansible.executor import module_common
 from ansible.plugins import action as action_plugins
-from ansible.plugins.loader import connection_loader, lookup_loader
+from ansible.plugins.loader import connection_loader, lookup_loader, module_loader
 
 from . import actions, beforehand, compat, connection, display, payload, standins, synchronize, trees
 
@@ -85,6 +86,25 @@ def substitute() -> t.Callable[[], None]:
 
     loader.get_with_context = get_with_context
     return undo
+
+
+def modules(blocks: t.Iterable[t.Any]) -> list[t.Callable[[], payload.Source | None]]:
+    """What finds the modules that the tasks of these blocks will probably run, each once, as ``_configure_module`` of the core would."""
+    found: dict[tuple[str, tuple[str, ...]], t.Callable[[], payload.Source | None]] = {}
+    for block in blocks:
+        for task in block.get_tasks():
+            name = _RUNS.get(task.action.removeprefix('ansible.builtin.'), task.action)
+            found.setdefault((name, tuple(task.collections or ())), functools.partial(_find, name, task.collections))
+    return list(found.values())
+
+
+_RUNS = {'template': 'copy', 'shell': 'command'}
+"""Actions of the core that run a module of another name."""
+
+
+def _find(name: str, collections: list[str] | None) -> payload.Source | None:
+    context = module_loader.find_plugin_with_context(name, '', collection_list=collections)
+    return _source(name, context.plugin_resolved_path) if context.resolved else None
 
 
 def _configure_module(original: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:

@@ -17,7 +17,7 @@ from ansible.plugins import strategy as core
 from ansible.plugins.loader import connection_loader, strategy_loader
 from ansible.utils import hashing
 
-from . import ahead, baton, compat, daemon, display, leaving, order, reuse, seams, successors, waits, worker
+from . import ahead, baton, beforehand, compat, daemon, display, leaving, order, reuse, seams, successors, waits, worker
 from .client import RpcError
 
 _CONNECTIONS = pathlib.Path(__file__).resolve().parent.parent / 'connection'
@@ -45,6 +45,7 @@ class StrategyMixin:
         _release(iterator._play, self._inventory)  # type: ignore[attr-defined]
         successors.warn(successors.ENVIRONMENT, os.environ)
         seams.install()
+        beforehand.foresee(seams.modules(iterator._blocks[1:]))  # the first gathers facts: it is no sooner foreseen than wanted
         compat.prewarm()
         undo = seams.substitute()
         try:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import collections
+import functools
 import json
 import pathlib
 import sys
+import textwrap
+import types
 import typing as t
 
 import pytest
 
-import core  # noqa: F401
+import core
 import stub_run
-from mitogen_mux import beforehand, compat, daemon, payload
+from mitogen_mux import beforehand, compat, daemon, payload, seams
 
 pytestmark = pytest.mark.slow
 
@@ -92,14 +96,36 @@ def test_a_payload_is_made_while_the_interpreter_is_looked_for(play: Play, strat
     assert new.log == [SEARCH[0], *PING, SEARCH[1], *AGAIN, *RAN]
 
 
-def test_the_next_tasks_is_made_while_the_target_is_at_work(play: Play) -> None:
+COMMAND = ['build {}command', 'built {}command']
+
+
+@pytest.mark.parametrize('foreseen', [True, False])
+def test_the_next_tasks_is_made_beforehand(play: Play, tmp_path: pathlib.Path, foreseen: bool) -> None:
+    """While the first request waits, for which there is most time; or, if the strategy does not know of it yet, while the target is at work."""
     tasks = '  - ping:\n  - command: echo hi\n  - command: echo hi\n  - ping:\n'
-    old, new = play(tasks, '', new=False), play(tasks, f'built ping,{"," * bool(AGAIN)}built ansible.legacy.command', new=True)
+    (tmp_path / 'more.yml').write_text(textwrap.dedent(tasks))
+    tasks = tasks if foreseen else '  - include_tasks: more.yml\n'
+    builds = 'built command' if foreseen else f'built ping,{"," * bool(AGAIN)}built ansible.legacy.command'
+    old, new = play(tasks, '', new=False), play(tasks, builds, new=True)
     assert (old.rc, new.rc, new.output) == (0, 0, old.output), (old, new)
-    command = ['build ansible.legacy.command', 'built ansible.legacy.command']
+    command = [line.format('' if foreseen else 'ansible.legacy.') for line in COMMAND]
+    in_its_turn = [line.format('ansible.legacy.') for line in COMMAND]
     ran = ['request module', 'answer']
-    assert old.log == [*SEARCH, *AGAIN, *PING, *RAN, *command, 'upload ansible.modules.command', *ran, *ran, *ran]
-    assert new.log == [SEARCH[0], *PING, SEARCH[1], *AGAIN, *RAN[:2], *command, RAN[2], 'upload ansible.modules.command', *ran, *ran, *ran]
+    uploads = 'upload ansible.modules.command'
+    assert old.log == [*SEARCH, *AGAIN, *PING, *RAN, *in_its_turn, uploads, *ran, *ran, *ran]
+    if foreseen:
+        assert new.log == [SEARCH[0], *PING, *command, SEARCH[1], *AGAIN, *RAN, uploads, *ran, *ran, *ran]
+    else:
+        assert new.log == [SEARCH[0], *PING, SEARCH[1], *AGAIN, *RAN[:2], *command, RAN[2], uploads, *ran, *ran, *ran]
+
+
+def test_modules_of_tasks_are_found_as_actions_find_them(tmp_path: pathlib.Path) -> None:
+    task = collections.namedtuple('task', 'action collections')
+    block = types.SimpleNamespace(
+        get_tasks=lambda: [task(name, []) for name in ('shell', 'ansible.builtin.copy', 'template', 'debug', 'ping', 'ping', 'nothing')]
+    )
+    sources = [find() for find in seams.modules([block])]
+    assert [source and source.fqn.rpartition('.')[2] for source in sources] == ['command', 'copy', 'copy', None, 'ping', None]
 
 
 @pytest.mark.parametrize(('module', 'said', 'rc'), [('says', 'it is old', 0), ('fails', 'Could not find imported module support code', 2)])
@@ -117,7 +143,7 @@ def test_what_there_is_to_say_of_a_payload_is_said_in_its_place(play: Play, modu
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[], None]:
-    for name in ('_expected', '_made', '_seen'):
+    for name in ('_expected', '_made', '_seen', '_foreseen'):
         monkeypatch.setattr(beforehand, name, type(getattr(beforehand, name))())
     monkeypatch.setattr(daemon, 'started', lambda: True)
 
@@ -178,3 +204,40 @@ def test_each_is_made_once_beforehand_if_at_all(
     idle()
     assert beforehand.build(wanted) is not made  # it has been given that one, and wants it anew
     assert len(builds) == early + late + 1
+
+
+@pytest.mark.parametrize(
+    ('case', 'made'),
+    [
+        ('one is about to be run', ['ping', 'stat', 'slurp']),
+        ('none is', []),
+        ('the daemon is not new', []),
+        ('targets answer', ['ping']),
+        ('one cannot be found', ['ping', 'slurp']),
+        ('another play has begun', ['ping', 'slurp']),
+    ],
+)
+def test_what_is_foreseen_is_made_while_the_first_request_waits(
+    idle: t.Callable[[], None], monkeypatch: pytest.MonkeyPatch, case: str, made: list[str]
+) -> None:
+    def find(name: str) -> payload.Source | None:
+        if case == 'one cannot be found' and name == 'stat':
+            raise LookupError(name)
+        return payload.classify(name, dict(core.builtin_modules())[name])
+
+    built: list[str] = []
+    build = payload.Source.build
+    monkeypatch.setattr(payload.Source, 'build', lambda source: built.append(source.name) or build(source))
+    if case == 'the daemon is not new':
+        monkeypatch.setattr(daemon, 'started', lambda: False)
+    beforehand.foresee([functools.partial(find, name) for name in ('ping', 'stat', 'slurp')])
+    if case == 'another play has begun':
+        beforehand.foresee([functools.partial(find, 'slurp')])
+    ping = find('ping')
+    assert ping is not None
+    if case != 'none is':
+        beforehand.expect(ping)
+    if case == 'targets answer':
+        beforehand.build(ping)
+    idle()
+    assert built == made

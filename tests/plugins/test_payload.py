@@ -144,6 +144,27 @@ def test_a_change_is_seen(change: str, tmp_path: pathlib.Path, monkeypatch: pyte
     assert changed(inputs)
 
 
+def test_what_a_helper_imports_is_what_it_imports_now(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = 'from ansible.module_utils.pack import thing\n'
+    path = role(tmp_path, monkeypatch, {'helper.py': 'thing = 1\n', 'pack.py': 'thing = 1\n'}, MODULE + 'from ansible.module_utils.helper import thing\n')
+    source = payload.classify('mine', path)
+    assert source is not None
+    for text, found in (('thing = 1\n', False), (more, True), ('thing = 1\n', False)):
+        (tmp_path / 'module_utils' / 'helper.py').write_text(text)
+        assert ('ansible/module_utils/pack.py' in files(source.build())) is found
+
+
+@pytest.mark.skipif(compat.BUILT_MODULE is None, reason='up to 2.18 the finder is given trees')
+def test_what_modules_share_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, parsed = core.module_common._compile_module_ast, []
+    monkeypatch.setattr(core.module_common, '_compile_module_ast', lambda name, text: parsed.append(name) or parse(name, text))
+    for name in ('ping', 'stat', 'ping'):
+        source = payload.classify(name, dict(core.builtin_modules())[name])
+        assert source is not None
+        source.build()
+    assert parsed[-2:] == ['ansible.modules.stat', 'ansible.modules.ping']
+
+
 def test_of_what_is_not_there_the_highest_folder_is_looked_at() -> None:
     """Names that modules import from a file could be files, too, of a folder that is not there."""
     source = payload.classify('command', core.module_path('command'))
