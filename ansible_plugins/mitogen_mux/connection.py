@@ -230,7 +230,7 @@ class MuxConnection(errands.Carrier):
         module = jobs_pb2.Module(
             payload=token.source.key(), params=token.params, name=token.source.name, rlimit_nofile=token.rlimit_nofile, process=self.mux_process()
         )
-        module.input = self._mux_input
+        module.input, module.glance = self._mux_input, token.glance
         module.logging = display.verbosity() > 2 and not payload.silent(token)
         for name, value in token.environment:
             module.environment.add(name=name, value=value)

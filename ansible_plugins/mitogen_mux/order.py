@@ -10,6 +10,7 @@ import stat
 import typing as t
 
 import jinja2
+from ansible import constants as C
 from ansible.parsing import dataloader
 from ansible.plugins.loader import lookup_loader
 from ansible.vars import hostvars
@@ -134,6 +135,8 @@ class Files:
     def saw(self, path: t.Any) -> None:
         """Notes a file; waits for the turn before what is in a folder is looked at."""
         path = os.fsdecode(path)
+        if path.startswith(os.path.join(C.DEFAULT_LOCAL_TMP, '')):
+            return  # the run's own: nobody else knows the name
         if os.path.isdir(path):
             baton.turn()
         self._seen.setdefault(path, _identity(path))

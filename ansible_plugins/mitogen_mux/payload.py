@@ -58,6 +58,8 @@ class Token(bytes):
     environment: list[tuple[bytes, bytes]]
     interpreter: str
     rlimit_nofile: int
+    glance = False
+    """Whether its action only wants to know if a file is there, and which."""
     last = False
     """Whether its action is known to ask nothing after it, and what it says concerns nobody else."""
     stock: t.Callable[[], bytes]

@@ -268,8 +268,12 @@ class Readied:
 
     def asks(self, request: t.Any, decides: t.Sequence[int], writes: str) -> None:
         """It waits on the target, if nothing that it was made of can change until its turn."""
-        if not self.has_come() and self._leader is not None and self._is_settled():
-            self.left = self._leader.guides(request)
+        if self._leader is not None and not self.has_come():
+            settled = self._is_settled()
+            if self.has_come() or self._dropped:
+                self.wait()  # not any more
+            elif settled:
+                self.left = self._leader.guides(request)
         if self.lead is not None:
             self.lead.asks(request, decides, writes)
 
@@ -277,8 +281,11 @@ class Readied:
         """It was looked at when its turn came."""
 
     def _is_settled(self) -> bool:
-        if self.files.may_be('') or self._supposed or self._renders or self._looks:
+        if self.files.may_be('') or self._renders or self._looks:
             return False
+        with baton.taking_turns(None):  # what is remembered of a connection is so until that ends, and what leads this one with it
+            if not all(holds() for holds in self._supposed):
+                return False
         names = sameness.registered(self.before)
         return not names or self._ignores(names, t.cast('dict[str, t.Any]', self._variables))
 

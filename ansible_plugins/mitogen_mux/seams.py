@@ -179,6 +179,7 @@ def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes
         return None
     token = payload.Token()
     token.source, token.params, token.environment, token.rlimit_nofile, token.stock = source, params, environment, limit, stock
+    token.glance = actions.glances(action, source)
     token.last = actions.asks_one_module(action, source) and not action._discovered_interpreter_key  # which is a fact
     token.interpreter = action._connection._shell.build_module_command('', shebang, '').strip()
     return compat.built(token, shebang)

@@ -136,6 +136,42 @@ def spare_fork(source):
     return source[:found.start(1)] + b'preexec if umask else None' + source[found.end(1):] if found else source
 
 
+LINUX = 'ansible.module_utils.facts.hardware.linux'
+
+# How the facts of Linux wait for those of each mount, by ThreadPool or, since ansible-core 2.18, by futures: the tenth of a second is asleep.
+NAP = re.compile(br'''
+        while results:(?:  # wait for workers and get results)?
+            for mount in list\(results\):
+                done = False
+                res = results\[mount\]\['extra'\]
+                try:
+                    if res\.(ready|done)\(\):
+(?:(?:                .*)?
+)*?                    del results\[mount\]
+
+            # avoid cpu churn, sleep between retrying for loop with remaining mounts
+            (time\.sleep\(0\.1\))
+
+        return \{'mounts': mounts\}
+''')
+AWAKE = {
+    b'ready': b"(lambda end: [res['extra'].wait(max(0, end - time.time())) for res in list(results.values())])(time.time() + 0.1)",
+    b'done': b"__import__('concurrent.futures', None, None, ['wait']).wait([res['extra'] for res in results.values()], 0.1)",
+}
+
+
+def spare_nap(source):
+    """The text of LINUX, which then waits only as long as a mount is not done: most facts take less time than that. What they are, and in which
+    order, stays the same."""
+    found = NAP.search(source)
+    return source[:found.start(2)] + AWAKE[found.group(1)] + source[found.end(2):] if found else source
+
+
+SPARED = {LINUX: spare_nap}
+if PY3:
+    SPARED[BASIC] = spare_fork
+
+
 def leave(room, value):
     """Puts a value into memory that is shared, if it fits."""
     data = marshal.dumps(value)
@@ -225,8 +261,8 @@ class Importer(object):
         key = (self.get_filename(name), self.entry(name)[1])
         if key not in self.codes:
             source = self.get_data(key[0])
-            if name == BASIC and PY3:
-                source = spare_fork(source)
+            if name in SPARED:
+                source = SPARED[name](source)
             self.codes[key] = compile(source, key[0], 'exec', dont_inherit=True)
             self.compiled.append(key)
         return self.codes[key]

@@ -70,6 +70,7 @@ func goldenMessages() []goldenMessage {
 		{"open-module-long", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{"a":`), Name: "copy", ParamsFollow: true}},
 		{"open-module-logging", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Logging: true}},
 		{"open-module-judged", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Judged: true}},
+		{"open-module-glance", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "stat", Glance: true}},
 		{"open-module-stdin", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Stdin: true}},
 		{"open-command", down, Frame{TypeOpen, 4, nil}, Command{
 			Argv: words("/bin/sh", "-c", "echo 'x'; \xfe", ""), TTY: true, Cwd: []byte("/"), Environ: words("A=b"),

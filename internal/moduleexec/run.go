@@ -45,6 +45,7 @@ type Module struct {
 	RlimitNofile uint64
 	Logging      bool // see Result.Logged
 	Judged       bool // see Result.Succeeded
+	Glance       bool // see agent.Module
 	Body         Body // nil: stdin is at EOF
 }
 
@@ -99,6 +100,7 @@ func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, e
 		Logging:      m.Logging,
 		Stdin:        m.Body != nil,
 		Judged:       m.Judged,
+		Glance:       m.Glance,
 	})
 	if err != nil {
 		return Result{}, typed(ctx, err)

@@ -295,6 +295,7 @@ func toModule(m *muxv1.Module) (*moduleStep, error) {
 		Environ:      environ,
 		RlimitNofile: m.GetRlimitNofile(),
 		Logging:      m.GetLogging(),
+		Glance:       m.GetGlance(),
 	}}, nil
 }
 

@@ -95,18 +95,77 @@ module.exit_json(named=named, masks=masks, text=inspect.getsource(AnsibleModule.
 '''
 
 
+def run_instead(agent, name, body):
+    """What a module of that text prints as JSON, with the payload of the core's module of that name."""
+    files = [(path, body if path == 'ansible/modules/%s.py' % name else stocked) for path, stocked in stock(name)]
+    loader = re.search(rb'^loader\t(.*)', of_module(name)[0], re.M)
+    text = manifest(files, 'ansible.modules.' + name, loader=loader and loader[1].decode(), profile='legacy' if loader else None)
+    agent.blobs(text, *[body for _, body in files])
+    result = agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()), (2, params())))
+    return json.loads(result.data.decode())
+
+
 def test_a_command_is_started_without_a_copy_of_the_job(able, agent, python):
     """run_command gives subprocess a function to call before exec, which takes a fork, only if that has something to do."""
-    files = [(path, RUNS if path == 'ansible/modules/command.py' else body) for path, body in stock('command')]
-    loader = re.search(rb'^loader\t(.*)', of_module('command')[0], re.M)
-    text = manifest(files, 'ansible.modules.command', loader=loader and loader[1].decode(), profile='legacy' if loader else None)
-    agent.blobs(text, *[body for _, body in files])
     mask = int(agent.command('sh', '-c', 'umask').data, 8)
-    result = agent.result(agent.open(MODULE, (1, hashlib.sha256(text).digest()), (2, params())))
-    told = json.loads(result.data.decode())
+    told = run_instead(agent, 'command', RUNS)
     assert told['masks'] == [mask, mask, 0o77]
     assert told['named'] == ([True] * 3 if is_python2(python) else [False, False, True])
     assert 'preexec_fn=preexec,' in told['text']  # in tracebacks it stands as Ansible wrote it
+
+
+MOUNTS = b'''
+import inspect, time
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.facts.hardware import linux
+
+TAKE = {'/a': 0.03, '/b': 0.01, '/broken': 0.01, '/c': 0.02, '/slow': 0.25, '/hung': 1.6}     # seconds
+
+
+class Clock(object):
+    def __init__(self):
+        self.naps = 0
+
+    def sleep(self, seconds):
+        self.naps += 1
+        time.sleep(seconds)
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+
+def get_mount_info(mount, device, uuids):
+    time.sleep(TAKE[mount])
+    if mount == '/broken':
+        raise ValueError('broken')
+    return {'size_total': len(mount)}, mount
+
+
+def gather(linux):
+    linux.time = clock = Clock()
+    linux.timeout.GATHER_TIMEOUT = 1
+    hardware = linux.LinuxHardware(module)
+    hardware._find_bind_mounts = set
+    hardware._lsblk_uuid = dict
+    hardware._mtab_entries = lambda: [['/dev' + mount, mount, 'x', 'rw', '0', '0'] for mount in sorted(TAKE)]
+    hardware.get_mount_info = get_mount_info
+    return hardware.get_mount_facts(), clock.naps
+
+
+module = AnsibleModule({})
+text = inspect.getsource(linux)
+stock = type(linux)(linux.__name__)
+exec(compile(text, 'stock', 'exec'), stock.__dict__)
+module.exit_json(ours=gather(linux), stock=gather(stock))
+'''
+
+
+def test_facts_of_mounts_are_not_slept_for(able, agent):
+    """They are what they are with the core's own text, also if one is slow, broken or hung."""
+    told = run_instead(agent, 'setup', MOUNTS)
+    ours, stock = (sorted(map(str, told[which][0]['mounts'])) for which in ('ours', 'stock'))
+    assert ours == stock and len(stock) == 6
+    assert (told['ours'][1], told['stock'][1] > 2) == (0, True)
 
 
 def is_python2(python):

@@ -11,7 +11,8 @@ are the answers to the question for the account's home folder, the last one for 
 are left; for the word gone none comes.
 
 STUB_LEFT is the same as STUB_ITEMS, but each waits until the next has left; and of the
-requests whose numbers are in STUB_NOT_BEGUN those that follow another one are not begun."""
+requests whose numbers are in STUB_NOT_BEGUN those that follow another one are not begun.
+Questions for the home folder are not among these."""
 
 from __future__ import annotations
 
@@ -143,9 +144,9 @@ class StubSession:
 
     def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
         list(bodies)
-        if LEFT:
-            trace.leave(request)
         home = request.steps[0].command.remember and (HOMES.pop(0) if len(HOMES) > 1 else HOMES[0])
+        if LEFT and not home:
+            trace.leave(request)
         if ITEMS:
             baton.turn()
             if home:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
+import types
 import typing as t
 
 import pytest
 from ansible.release import __version__
 
 import stub_run
-from mitogen_mux import order
+from mitogen_mux import following, order, readied
+from mitogen_mux.v1 import jobs_pb2
 from test_workers import VOLATILE, untimed
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -123,6 +126,42 @@ def test_a_task_leaves_before_the_one_before_it_is_answered(play: Play) -> None:
     assert done.trace.index('left 2 after 1 [0]') < done.trace.index('answered 1')
 
 
+@pytest.mark.parametrize('folder', ['/none', '~/none'])
+def test_a_task_with_a_file_of_the_runs_own_leaves_too(play: Play, folder: str) -> None:
+    """Once it is known where the account is at home."""
+    tasks = '{copy: {content: a, dest: /none/a}}', FIRST, '{copy: {content: b, dest: /none/b}}', SECOND
+    done = play(*tasks, STUB_LEFT='4', ANSIBLE_REMOTE_TEMP=folder)
+    trace = [line for line in done.trace if line.startswith('left')]
+    assert trace == ['left 1', 'left 2 after 1 [1, 4]', 'left 3 after 2 [0]', 'left 4 after 3 [1, 4]'], done.output
+
+
+@pytest.mark.parametrize(
+    ('meanwhile', 'outcome'),
+    [
+        (lambda _: True, 'it leaves'),
+        (lambda _: False, 'it waits'),
+        (lambda turn: turn.go_on(print) or True, 'it has come'),
+        (lambda turn: turn.drop() or True, 'it is dropped'),
+    ],
+)
+def test_its_turn_may_come_while_what_was_supposed_is_looked_at(meanwhile: t.Callable[[readied.Readied], bool], outcome: str) -> None:
+    """Then it does not leave ahead any more, and what it has to say is said."""
+    said: list[str] = []
+    task = types.SimpleNamespace(action='command', collections=[], register=None, loop_control=None)
+    lead = following.Lead(judged=True)
+    job: t.Any = {'task': task, 'host': None, 'final_q': types.SimpleNamespace(put=said.append)}
+    turn = readied.Readied(job, task, lambda *_: {}, lead, None)
+    turn._outbox.hold()
+    turn._outbox.put('a word')
+    first, second = jobs_pb2.Request(), jobs_pb2.Request()
+    lead.asks(first, [0], '')
+    turn.supposes(lambda: meanwhile(turn))
+    with pytest.raises(order.Dropped) if outcome == 'it is dropped' else contextlib.nullcontext():
+        turn.asks(second, [0], '')
+    assert second.HasField('follow') is turn.left is (outcome == 'it leaves')
+    assert said == ['a word'] * (outcome == 'it has come')
+
+
 @pytest.mark.parametrize(
     ('first', 'second'),
     [
@@ -148,7 +187,6 @@ def test_a_task_leaves_before_the_one_before_it_is_answered(play: Play) -> None:
         (FIRST, '{command: "echo {{ item }}", loop: [b]}'),
         (FIRST, '{command: "echo {{ now() is defined }}"}'),
         (FIRST, '{copy: {src: a, dest: /none/a}}'),
-        (FIRST, '{copy: {content: a, dest: /none/a}}'),
         (FIRST, '{template: {src: a, dest: /none/a}}'),
         (FIRST, '{name: "{{ here }}", command: echo b}'),
     ],

@@ -82,7 +82,7 @@ class Guard(_message.Message):
     def __init__(self, step: _Optional[int] = ..., field: _Optional[str] = ..., value: _Optional[str] = ..., unequal: bool = ...) -> None: ...
 
 class Module(_message.Message):
-    __slots__ = ("payload", "params", "name", "environment", "process", "rlimit_nofile", "logging", "input")
+    __slots__ = ("payload", "params", "name", "environment", "process", "rlimit_nofile", "logging", "input", "glance")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class Module(_message.Message):
     RLIMIT_NOFILE_FIELD_NUMBER: _ClassVar[int]
     LOGGING_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
+    GLANCE_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     params: bytes
     name: str
@@ -99,7 +100,8 @@ class Module(_message.Message):
     rlimit_nofile: int
     logging: bool
     input: str
-    def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ..., input: _Optional[str] = ...) -> None: ...
+    glance: bool
+    def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ..., input: _Optional[str] = ..., glance: bool = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("argv", "plain", "has_body", "tty", "process", "remember", "discovery")

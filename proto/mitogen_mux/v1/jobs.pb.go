@@ -606,7 +606,9 @@ type Module struct {
 	Logging      bool                   `protobuf:"varint,7,opt,name=logging,proto3" json:"logging,omitempty"`                               // what it writes to Python's logging comes as Log events of level VVV, before its result
 	// A file of the controller that names files there, absolute, each ended by NUL: the module's stdin is, for each, its size (64 bit,
 	// big-endian), its content and the SHA-256 of that; 32 zero bytes if it cannot be read, or has changed meanwhile. Empty: stdin is at EOF.
-	Input         string `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
+	Input string `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
+	// It is the core's stat, and its action wants to know no more than whether a file is there, and which: the agent may say that itself.
+	Glance        bool `protobuf:"varint,9,opt,name=glance,proto3" json:"glance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -695,6 +697,13 @@ func (x *Module) GetInput() string {
 		return x.Input
 	}
 	return ""
+}
+
+func (x *Module) GetGlance() bool {
+	if x != nil {
+		return x.Glance
+	}
+	return false
 }
 
 // Command is a command line for the account's shell.
@@ -1851,7 +1860,7 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x18\n" +
-	"\aunequal\x18\x04 \x01(\bR\aunequal\"\x92\x02\n" +
+	"\aunequal\x18\x04 \x01(\bR\aunequal\"\xaa\x02\n" +
 	"\x06Module\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x16\n" +
 	"\x06params\x18\x02 \x01(\fR\x06params\x12\x12\n" +
@@ -1860,7 +1869,8 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\aprocess\x18\x05 \x01(\v2\x17.mitogen_mux.v1.ProcessR\aprocess\x12#\n" +
 	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\x12\x18\n" +
 	"\alogging\x18\a \x01(\bR\alogging\x12\x14\n" +
-	"\x05input\x18\b \x01(\tR\x05input\"\xe8\x01\n" +
+	"\x05input\x18\b \x01(\tR\x05input\x12\x16\n" +
+	"\x06glance\x18\t \x01(\bR\x06glance\"\xe8\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\fR\x04argv\x12\x14\n" +
 	"\x05plain\x18\x02 \x01(\fR\x05plain\x12\x19\n" +
