@@ -21,7 +21,9 @@ from . import compat
 
 
 def install() -> None:
-    """The look is taken when the first collection of the end begins: after all that was given to ``atexit``, whenever it was."""
+    """The look is taken when the first collection of the end begins: after all that was given to ``atexit``, whenever it was. Until then what has been
+    loaded by now is left out of collections, and no forked worker copies it."""
+    gc.freeze()
     atexit.register(gc.callbacks.append, _at_collection)
 
 
@@ -29,6 +31,7 @@ def _at_collection(*_: t.Any) -> None:
     if not sys.is_finalizing():
         return
     gc.callbacks.remove(_at_collection)  # else it would keep alive what it refers to
+    gc.unfreeze()
     if not sys.warnoptions and _nobody_would_notice():  # warnings that are asked for tell of files that nobody has closed
         gc.freeze()
 

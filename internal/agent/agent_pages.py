@@ -14,7 +14,7 @@ MADV_COLLAPSE = 25          # Linux 6.1
 MOST_HUGE = 4194304     # bytes of a huge page: larger ones would be mostly empty
 OWN = 1 << 63 | 1 << 56     # of an entry of pagemap: the page is there, and no other process has it (Linux 4.2)
 LEAST = 2 * PAGE        # side by side: to ask for a single one costs half of what it saves
-ALLOCATED = b' rw-p 00000000 00:00 0 '
+WRITABLE = b' rw-p '     # and nobody else's
 
 
 class Pages(object):
@@ -53,7 +53,7 @@ class Pages(object):
     def to_be_learnt(self):
         """In the agent, before a fork: whether that job shall say which it copies."""
         if self.copied is None:
-            self.areas = allocated()
+            self.areas = writable()
         return self.copied is None
 
     def copy(self):
@@ -84,11 +84,11 @@ class Pages(object):
         return [(start, end) for start, end in found if end - start >= LEAST]
 
 
-def allocated():
-    """(start, end) of the areas of memory that the interpreter has allocated."""
+def writable():
+    """(start, end) of the areas of memory that the interpreter can write to: what it has allocated, and variables of the program and its libraries."""
     try:
         with open('/proc/self/maps', 'rb') as maps:
-            lines = [line.split(b' ')[0].split(b'-') for line in maps if ALLOCATED in line]
+            lines = [line.split(b' ')[0].split(b'-') for line in maps if WRITABLE in line]
     except EnvironmentError:
         lines = []      # no Linux
     return [(int(start, 16), int(end, 16)) for start, end in lines]

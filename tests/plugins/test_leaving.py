@@ -37,15 +37,13 @@ class CallbackModule(CallbackBase):
 """
 
 WATCH = """
-import atexit, gc, sys
+import gc, sys
 
-def watch(phase, info, left=sys.is_finalizing, frozen=gc.get_freeze_count, say=open({path!r}, 'wb', 0).write):
+def watch(phase, info, left=sys.is_finalizing, before=gc.get_freeze_count(), frozen=gc.get_freeze_count, say=open({path!r}, 'wb', 0).write):
     if left() and phase == 'stop':
-        say(b'all' if frozen() == before[0] else b'spared')
+        say(b'all' if frozen() == before else b'spared')
         gc.callbacks.remove(watch)
 
-before = []
-atexit.register(lambda: before.append(gc.get_freeze_count()))
 gc.callbacks.append(watch)
 """
 """What the first collection at the end had to do. Until then it keeps itself alive, and nothing of Ansible."""
