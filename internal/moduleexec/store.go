@@ -32,6 +32,28 @@ type payload struct {
 	inputs   []Input
 }
 
+// Seen is which payloads a run has found unchanged. It goes on with them until it ends, as with what plain Ansible has built for it. The
+// zero value has seen none. It is safe for concurrent use.
+type Seen struct {
+	mu       sync.Mutex
+	payloads map[string]*payload
+}
+
+func (s *Seen) has(p *payload) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.payloads[p.key] == p
+}
+
+func (s *Seen) add(p *payload) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.payloads == nil {
+		s.payloads = map[string]*payload{}
+	}
+	s.payloads[p.key] = p
+}
+
 // NewStore returns an empty store whose blobs live in cache.
 func NewStore(cache *blobcache.Cache) *Store {
 	return &Store{cache: cache, payloads: map[string]*list.Element{}, recent: list.New()}
@@ -76,18 +98,21 @@ func (s *Store) Counts() (payloads int, blobBytes int64) {
 	return len(s.payloads), s.cache.Bytes()
 }
 
-// Pin looks a payload up for use: what it was made from is checked, and its blobs stay until Release. An error of kind
-// PayloadWanted asks for it to be offered (again).
-func (s *Store) Pin(key []byte) (*Pinned, error) {
+// Pin looks a payload up for use by a run: what it was made from is checked, unless the run has seen it, and its blobs stay until Release. An
+// error of kind PayloadWanted asks for it to be offered (again).
+func (s *Store) Pin(key []byte, seen *Seen) (*Pinned, error) {
 	p := s.find(string(key))
 	if p == nil {
 		return nil, wanted("is not known to this daemon")
 	}
-	for i := range p.inputs {
-		if !p.inputs[i].unchanged() {
-			s.forget(p)
-			return nil, wanted("was made from files that have changed since: " + p.inputs[i].Path)
+	if !seen.has(p) {
+		for i := range p.inputs {
+			if !p.inputs[i].unchanged() {
+				s.forget(p)
+				return nil, wanted("was made from files that have changed since: " + p.inputs[i].Path)
+			}
 		}
+		seen.add(p)
 	}
 	release, missing := s.cache.Pin(p.blobs)
 	if len(missing) > 0 {

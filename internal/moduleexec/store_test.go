@@ -42,7 +42,7 @@ func bring(t *testing.T, s *Store, key string, m Manifest, blobs map[blobcache.D
 
 func mustPin(t *testing.T, s *Store, key string) *Pinned {
 	t.Helper()
-	p, err := s.Pin([]byte(key))
+	p, err := s.Pin([]byte(key), &Seen{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestManifestValidate(t *testing.T) {
 
 func wantPayload(t *testing.T, s *Store, key string) {
 	t.Helper()
-	p, err := s.Pin([]byte(key))
+	p, err := s.Pin([]byte(key), &Seen{})
 	if fault.KindOf(err) != fault.PayloadWanted {
 		t.Errorf("got %v, %v", p, err)
 	}
@@ -177,10 +177,10 @@ func TestStoreSurvivesEviction(t *testing.T) {
 	}
 	p.Release()
 	bring(t, s, "o", other, otherBlobs)
-	evicted, other2 := s.Pin([]byte("k"))
+	evicted, other2 := s.Pin([]byte("k"), &Seen{})
 	if evicted != nil {
 		evicted.Release()
-		_, other2 = s.Pin([]byte("o"))
+		_, other2 = s.Pin([]byte("o"), &Seen{})
 	}
 	if fault.KindOf(other2) != fault.PayloadWanted {
 		t.Error("both payloads fit into a cache for one")
@@ -249,10 +249,19 @@ func TestStoreChecksInputs(t *testing.T) {
 			m, blobs := manifestOf("m", "m.py", "one")
 			bring(t, s, "k", m, blobs, inputOf(t, file), inputOf(t, filepath.Join(dir, "in")), inputOf(t, filepath.Join(dir, "bare")),
 				inputOf(t, filepath.Join(dir, "absent")), inputOf(t, filepath.Join(file, "below a file")))
-			mustPin(t, s, "k")
+			var seen Seen
+			goOn := func() {
+				p, err := s.Pin([]byte("k"), &seen)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.Release()
+			}
+			goOn()
 			if err := c.change(dir); err != nil {
 				t.Fatal(err)
 			}
+			goOn()
 			if c.kept {
 				mustPin(t, s, "k")
 				return
@@ -279,7 +288,7 @@ func BenchmarkPin(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		p, err := s.Pin([]byte("k"))
+		p, err := s.Pin([]byte("k"), &Seen{})
 		if err != nil {
 			b.Fatal(err)
 		}

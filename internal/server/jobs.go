@@ -50,6 +50,7 @@ func (s *Server) serve(stream runStream, allow func(step) error) error {
 		server:  s,
 		run:     admitted.run,
 		umask:   admitted.umask,
+		seen:    admitted.seen,
 		host:    in.GetHost(),
 		arrived: arrived,
 		replies: &replies{stream: stream, host: in.GetHost()},
@@ -64,6 +65,7 @@ type request struct {
 	server  *Server
 	run     hop.Run
 	umask   uint32
+	seen    *moduleexec.Seen
 	host    string
 	arrived time.Time
 	replies *replies
@@ -169,7 +171,7 @@ func (r *request) pin() error {
 		if s.module == nil {
 			continue
 		}
-		pinned, err := r.server.o.Payloads.Pin(s.module.payload)
+		pinned, err := r.server.o.Payloads.Pin(s.module.payload, r.seen)
 		if err != nil {
 			return r.at(i, err)
 		}

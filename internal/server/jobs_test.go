@@ -105,13 +105,25 @@ func TestModule(t *testing.T) {
 	if n := d.upload(t, "tiny", &muxv1.OfferRequest_Input{Path: marker, Absent: true}); n != 0 {
 		t.Errorf("%d blobs were missing the second time", n)
 	}
-	if err := os.WriteFile(marker, nil, 0o600); err != nil {
+	for _, change := range []func() error{func() error { return nil }, func() error { return os.WriteFile(marker, nil, 0o600) }} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ask(t, request); err != nil {
+			t.Errorf("the run does not go on with what it has: %v", err)
+		}
+	}
+	p, end := child(t)
+	defer end()
+	other, err := d.runs.Attach(within(t), &muxv1.AttachRequest{Pid: uint32(p.pid), StartTime: p.start})
+	if err != nil {
 		t.Fatal(err)
 	}
+	request.Run = other.GetRun()
 	if _, err := d.ask(t, request); FaultOf(err).Kind != fault.PayloadWanted {
-		t.Errorf("after an input has changed: %v", err)
+		t.Errorf("after an input has changed another run got %v", err)
 	}
-	if node.state.held.Load() != -2 {
+	if node.state.held.Load() != -4 {
 		t.Errorf("the node was given back %d times", -node.state.held.Load())
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mitogen-mux/mitogen-mux/internal/fault"
 	"github.com/mitogen-mux/mitogen-mux/internal/hop"
+	"github.com/mitogen-mux/mitogen-mux/internal/moduleexec"
 )
 
 // registry knows the runs that are attached. Each has a goroutine that waits for its process to end, and ends the run with it.
@@ -40,6 +41,7 @@ type run struct {
 	requests int     // under way
 	tickets  map[string]ticket
 	leaders  leaders
+	payloads moduleexec.Seen
 	ctx      context.Context
 	end      context.CancelCauseFunc
 }
@@ -133,7 +135,8 @@ func (r *registry) unknownLocked() error {
 type admission struct {
 	run   hop.Run
 	umask uint32
-	ctx   context.Context //nolint:containedctx // the request's, which ends with the run too
+	seen  *moduleexec.Seen // by the run
+	ctx   context.Context  //nolint:containedctx // the request's, which ends with the run too
 	done  func()
 }
 
@@ -152,7 +155,7 @@ func (r *registry) admit(parent context.Context, id string) (admission, error) {
 	r.requests++
 	ctx, cancel := context.WithCancelCause(parent)
 	stop := context.AfterFunc(known.ctx, func() { cancel(context.Cause(known.ctx)) })
-	return admission{run: known.hop, umask: known.umask, ctx: ctx, done: func() {
+	return admission{run: known.hop, umask: known.umask, seen: &known.payloads, ctx: ctx, done: func() {
 		stop()
 		cancel(nil)
 		r.mu.Lock()

@@ -18,6 +18,7 @@ import harness
 from oracle import Oracle
 from runs import CASES, WAYS, Run, Site
 from test_cases import check
+from test_life import play
 
 OURS, PLAIN = WAYS["linear"], WAYS["plain"]
 
@@ -114,3 +115,22 @@ def test_kinds(site: Site, tier: str, oracle: Oracle, binary: Path) -> None:
     assert sum(host["ok"] for host in recap.values()) == sum(len(play["hosts"]) for play in playbook), plain.said()
     assert set(recap) == set(found)
     check(oracle.case("kinds", OURS.name, plain, ours))
+
+
+SAYS = "#!/usr/bin/python\nfrom ansible.module_utils.basic import AnsibleModule\nAnsibleModule({{}}).exit_json(word={word!r})\n"
+
+
+@pytest.mark.tier("smoke")
+def test_a_module_that_changes_is_another_one_for_the_next_run(site: Site, binary: Path, tmp_path: Path) -> None:
+    """A run goes on with what it has used before, as plain Ansible does."""
+    module = tmp_path / "kind_says.py"
+    rewrite = {"copy": {"content": SAYS.format(word="new"), "dest": str(module)}, "delegate_to": "localhost", "vars": {"ansible_connection": "local"}}
+    for way in (PLAIN, OURS):
+        module.write_text(SAYS.format(word="old"))
+        hosts = {"h": site.host_vars(way, site.login)}
+        said = []
+        for tasks in ([{"kind_says": {}}, rewrite, {"kind_says": {}}], [{"kind_says": {}}]):
+            run = site.play(way, hosts, play(*tasks), env={"ANSIBLE_LIBRARY": str(tmp_path)})
+            assert run.rc == 0, run.said()
+            said.append([result["word"] for _, result in run.results() if "word" in result])
+        assert said == [["old", "old"], ["new"]], way.name
