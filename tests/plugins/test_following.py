@@ -87,6 +87,7 @@ def test_an_item_leaves_before_the_one_before_it_is_answered(play: Play, task: s
     assert done.trace == ['left 1', *later, 'answered 3'], done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'task',
     [
@@ -162,6 +163,7 @@ def test_its_turn_may_come_while_what_was_supposed_is_looked_at(meanwhile: t.Cal
     assert said == ['a word'] * (outcome == 'it has come')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('first', 'second'),
     [
