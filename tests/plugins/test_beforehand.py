@@ -33,6 +33,10 @@ plugin_routing:
     old:
       redirect: one.two.new
       deprecation: {removal_version: 9.0.0, warning_text: it is old}
+  modules:
+    older:
+      redirect: one.two.says
+      deprecation: {removal_version: 9.0.0, warning_text: it is older}
 """
 
 VARIABLES = {'ansible_host': '127.0.0.1', 'ansible_interpreter_python_fallback': [sys.executable]}
@@ -139,6 +143,14 @@ def test_what_there_is_to_say_of_a_payload_is_said_in_its_place(play: Play, modu
     old, new = play(tasks, '', new=False), play(tasks, f'{"build" if rc else "built"} one.two.{module}', new=True)
     assert (old.rc, new.rc, new.output) == (rc, rc, old.output), (old, new)
     assert [log.count(f'build one.two.{module}') for log in (old.log, new.log)] == [1, 2]
+
+
+def test_what_there_is_to_say_of_a_module_is_said_in_its_place(play: Play) -> None:
+    """Not where it is foreseen."""
+    tasks = '  - {ping: , name: first}\n  - {one.two.older: , name: second}\n'
+    old, new = play(tasks, '', new=False), play(tasks, 'built ping', new=True)
+    assert (old.rc, new.rc, new.output) == (0, 0, old.output), (old, new)
+    assert 'it is older' in ' '.join(old.output.split())
 
 
 @pytest.fixture
