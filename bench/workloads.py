@@ -34,6 +34,10 @@ def pings(count: int) -> list[Task]:
     return [{'name': f'ping {n}', 'ping': {}} for n in range(count)]
 
 
+def facts(count: int) -> list[Task]:
+    return [{'name': f'facts {n}', 'setup': {}} for n in range(count)]
+
+
 def mix(count: int) -> list[Task]:
     """What a role does that sets a machine up."""
     kinds: list[t.Callable[[int], Task]] = [
@@ -67,6 +71,7 @@ WORKLOADS: dict[str, Workload] = {
     'loop': Workload('a loop of 100 with become', LOOP, delay=NEAR, become=True),
     'mix': Workload('100 mixed tasks with become', mix(100), delay=NEAR, become=True),
     'copies': Workload('a loop of 200 small copies with become', COPIES, delay=NEAR, become=True),
+    'facts': Workload('10 `setup` tasks, 1 ms round trip', facts(10), delay=NEAR),
     'farm': Workload('40 hosts × 25 `command` tasks', commands(25), hosts=40),
     'ping': Workload('one `ping`, nothing connected', pings(1), delay=NEAR),
     'warm': Workload('one `ping`, right after another run', pings(1), delay=NEAR, warm=True),
