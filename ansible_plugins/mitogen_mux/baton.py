@@ -58,6 +58,7 @@ class Baton:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._interrupts: dict[int, Interrupt] = {}
+        self._waiting: set[int] = set()
 
     def held(self) -> bool:
         """Whether the calling thread holds it."""
@@ -65,7 +66,14 @@ class Baton:
 
     def take(self) -> None:
         """Waits for it."""
+        me = threading.get_ident()
+        self._waiting.add(me)
         self._lock.acquire()
+        self._waiting.discard(me)
+
+    def wanted(self) -> bool:
+        """Whether a thread waits for it."""
+        return bool(self._waiting)
 
     def give(self) -> None:
         """Gives it away, if the calling thread holds it."""

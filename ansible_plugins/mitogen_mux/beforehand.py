@@ -1,21 +1,25 @@
 """Payloads that a new daemon will want: they are made while a connection is, or while a target is at work, and not when the daemon asks.
 
-Only the daemon that this run has started is known to lack them. While its first connection is being made there is time also for those that the
-play's tasks will want later. What there is to say of a payload is said when it is wanted: if making it
-says anything, or fails, it is made anew then. Should its files change meanwhile, the daemon sees it, and asks again."""
+Only the daemon that this run has started is known to lack them. Until a target answers for the first time those are made, too, that the play's
+tasks will want later. What there is to say of a payload is said when it is wanted. If it cannot be made, it is made anew then; should its files
+change meanwhile, the daemon sees it, and asks again."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
 import typing as t
+import warnings
 
-from . import compat, daemon, payload
+from . import compat, daemon, display, payload
 
 _expected: dict[bytes, payload.Source] = {}
 """Still to be made, by their keys."""
 
 _made: dict[bytes, tuple[payload.Buildable, payload.Payload]] = {}
+
+_said: dict[bytes, list[display.Call]] = {}
+"""What making them has said; some of it is said but once."""
 
 _seen: set[bytes] = set()
 
@@ -30,24 +34,29 @@ def expect(source: payload.Source) -> None:
         _expected[key] = source
 
 
-def foresee(finders: t.Iterable[t.Callable[[], payload.Source | None]]) -> None:
-    """A play begins, with tasks for these modules. Nothing comes of it before one of them is about to be run, nor once a payload was wanted: then
-    targets answer, and there is no time to lose for what may be skipped."""
+def foresee(finders: t.Callable[[], t.Iterable[t.Callable[[], payload.Source | None]]]) -> None:
+    """A play begins, with tasks for these modules. Nothing comes of it before one of them is about to be run."""
     _foreseen.clear()
     if daemon.started() and not _seen:
-        _foreseen.extend(finders)
+        with contextlib.suppress(Exception):  # they will be found when they are wanted
+            _foreseen.extend(finders())
+
+
+def answered() -> None:
+    """A target has answered: there is no time to lose for what may be skipped."""
+    _foreseen.clear()
 
 
 def fill(awake: t.Callable[[], bool]) -> None:
-    """In the main thread, with the baton: until the main loop has something to do."""
+    """In the main thread, with the baton: until somebody has something to do."""
     while (_expected or (_seen and _foreseen)) and not awake():
-        listener = _Listener()
-        with contextlib.suppress(Exception), compat.display_through(listener):
+        listener = display.Listener()
+        with contextlib.suppress(Exception), compat.display_through(listener), warnings.catch_warnings():
+            warnings.simplefilter('error')  # Python's own, which no listener hears: then it is made in its place
             source = _expected.popitem()[1] if _expected else _find()
             if source is not None:
-                made = source.build()
-                if not listener.heard:
-                    _made[source.key()] = source, made
+                _said[source.key()] = listener.heard
+                _made[source.key()] = source, source.build()
 
 
 def _find() -> payload.Source | None:
@@ -61,18 +70,9 @@ def _find() -> payload.Source | None:
 
 def build(source: payload.Buildable) -> payload.Payload:
     """Now it is wanted. Raises as ``source.build`` does."""
-    _foreseen.clear()
     key = source.key()
     _seen.add(key)
     _expected.pop(key, None)
+    display.repeat(_said.pop(key, ()))
     of, made = _made.pop(key, (None, None))
     return made if made is not None and of == source else source.build()
-
-
-class _Listener:
-    """Stands for the result queue."""
-
-    heard = False
-
-    def send_display(self, *args: t.Any, **kwargs: t.Any) -> None:
-        self.heard = True

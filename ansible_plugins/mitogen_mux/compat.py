@@ -145,13 +145,19 @@ def fill_payload(archive: t.Any, module_name: str, fqn: str, path: str, source: 
     module_common._add_module_to_zip(archive, now, fqn, source, path, extensions)
 
 
+FINDER_PARSES = 'module_data' in inspect.signature(module_common.ModuleDepFinder).parameters
+"""Whether the core's finder is given texts: since 2.21. Up to 2.20 it is given trees."""
+
 _imports: dict[tuple[str, bytes, bool], dict[str, t.Any]] = {}
 """What the core's finder saw in files of module_utils, by name and text: nearly all modules need the same fifty."""
 
 
 @contextlib.contextmanager
 def _imports_remembered() -> t.Iterator[None]:
-    """Meanwhile no such file is parsed twice. Up to 2.18 the finder is given trees, not texts."""
+    """Meanwhile no such file is parsed twice."""
+    if not FINDER_PARSES:
+        yield
+        return
     finder: t.Any = module_common.ModuleDepFinder
     look = finder.__init__
 
@@ -161,7 +167,7 @@ def _imports_remembered() -> t.Iterator[None]:
             self.__dict__.update(_imports[key])
             return
         look(self, module_fqn, module_data, is_pkg_init)
-        if 'module_utils' in module_fqn.split('.'):
+        if 'module_utils' in (parts := module_fqn.split('.')) and 'modules' not in parts:
             _imports[key] = {name: value for name, value in self.__dict__.items() if name != 'tree'}
 
     finder.__init__ = init

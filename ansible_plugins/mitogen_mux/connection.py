@@ -344,6 +344,7 @@ class MuxConnection(errands.Carrier):
         if len(codes) != len(steps):
             raise AnsibleConnectionFailure(f'{self.mux_host()}: the mitogen-mux daemon ended the request without its results')
         self._connected = True
+        beforehand.answered()
         return _answers(codes, out)
 
 

@@ -13,6 +13,26 @@ from .v1 import jobs_pb2
 
 _display = Display()
 
+Call = tuple[str, tuple[t.Any, ...], dict[str, t.Any]]
+"""A method of Display, and what it was given."""
+
+
+class Listener:
+    """Stands for the result queue, and only hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[Call] = []
+
+    def send_display(self, method: str, *args: t.Any, **kwargs: t.Any) -> None:
+        """As of the queue."""
+        self.heard.append((method, args, kwargs))
+
+
+def repeat(heard: t.Iterable[Call]) -> None:
+    """Says what a listener has heard. What has been said meanwhile Display leaves out."""
+    for method, args, kwargs in heard:
+        getattr(_display, method)(*args, **kwargs)
+
 
 def vvv(text: str, host: str) -> None:
     """A line of a connection plugin at -vvv."""

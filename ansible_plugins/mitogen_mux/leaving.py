@@ -22,7 +22,7 @@ from . import compat
 
 def install() -> None:
     """The look is taken when the first collection of the end begins: after all that was given to ``atexit``, whenever it was. Until then what has been
-    loaded by now is left out of collections, and no forked worker copies it."""
+    loaded by now is left out of collections, which in forked workers would copy it."""
     gc.freeze()
     atexit.register(gc.callbacks.append, _at_collection)
 

@@ -136,7 +136,7 @@ class Files:
         """Notes a file; waits for the turn before what is in a folder is looked at."""
         path = os.fsdecode(path)
         if path.startswith(os.path.join(C.DEFAULT_LOCAL_TMP, '')):
-            return  # the run's own: nobody else knows the name
+            return  # the run's own: nobody is told the name
         if os.path.isdir(path):
             baton.turn()
         self._seen.setdefault(path, _identity(path))

@@ -45,7 +45,7 @@ class StrategyMixin:
         _release(iterator._play, self._inventory)  # type: ignore[attr-defined]
         successors.warn(successors.ENVIRONMENT, os.environ)
         seams.install()
-        beforehand.foresee(seams.modules(iterator._blocks[1:]))  # the first gathers facts: it is no sooner foreseen than wanted
+        beforehand.foresee(lambda: seams.modules(iterator._blocks[1:]))  # the first gathers facts: it is no sooner foreseen than wanted
         compat.prewarm()
         undo = seams.substitute()
         try:

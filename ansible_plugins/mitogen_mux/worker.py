@@ -102,7 +102,7 @@ class Workers:
         if self.dealer.lost:
             raise AnsibleError('A worker was found in a dead state')  # as the core's linear strategy says; the others would wait for ever
         if not self.dealer.deals():
-            beforehand.fill(self.awake)
+            beforehand.fill(lambda: self.awake() or self.baton.wanted())
             self.shelf.fill()
         with self.baton.lent():
             self.wakeup.wait([*forks, *told], LONGEST_WAIT if self._strategy._pending_results else seconds)

@@ -185,12 +185,27 @@ class Job(Stream):
                 end.close()
 
 
+# Types of file systems that wait for another machine, or for another process.
+ELSEWHERE = b'nfs', b'cifs', b'smb', b'9p', b'ceph', b'afs', b'lustre', b'gpfs', b'beegfs', b'gfs2', b'ocfs2', b'fuse', b'autofs'
+AT_HAND = b'fusectl', b'fuseblk', b'fuse.lxcfs'
+
+
+def all_at_hand():
+    """Whether no path can lead to a file system that may not answer. (binfmt_misc of systemd is an autofs; nobody copies to /proc.)"""
+    try:
+        with open('/proc/self/mounts', 'rb') as mounts:
+            kinds = [line.split(b' ')[1:3] for line in mounts]
+    except EnvironmentError:
+        return False    # not told
+    return not any(kind.startswith(ELSEWHERE) and kind not in AT_HAND for path, kind in kinds if not path.startswith(b'/proc/'))
+
+
 def glance(params):
     """What the core's stat would print of a path, as far as an action that copies to it wants to know; None where that is not for the agent to say."""
     try:
         args = json.loads(params.decode('utf-8'))['ANSIBLE_MODULE_ARGS']
         path, follow, checksum = args['path'].encode('utf-8'), args['follow'], args['get_checksum']
-        if path[:1] != b'/' or b'$' in path or {follow, checksum} - {True, False} or args['checksum_algorithm'] != 'sha1':
+        if path[:1] != b'/' or b'$' in path or {follow, checksum} - {True, False} or args['checksum_algorithm'] != 'sha1' or not all_at_hand():
             return None
         there = os.stat(path) if follow else os.lstat(path)
         found = {'exists': True, 'isdir': stat.S_ISDIR(there.st_mode), 'isreg': stat.S_ISREG(there.st_mode), 'islnk': False}

@@ -13,6 +13,7 @@ MADV_POPULATE_WRITE = 23    # Linux 5.14
 MADV_COLLAPSE = 25          # Linux 6.1
 MOST_HUGE = 4194304     # bytes of a huge page: larger ones would be mostly empty
 OWN = 1 << 63 | 1 << 56     # of an entry of pagemap: the page is there, and no other process has it (Linux 4.2)
+OF_FILE = 1 << 61           # and is the file's own (Linux 3.5)
 LEAST = 2 * PAGE        # side by side: to ask for a single one costs half of what it saves
 WRITABLE = b' rw-p '     # and nobody else's
 
@@ -73,7 +74,7 @@ class Pages(object):
             for start, flags in entries:
                 for number, flag in enumerate(struct.unpack('=%dQ' % (len(flags) // 8), flags)):
                     at = start + number * PAGE
-                    if flag & OWN != OWN:
+                    if flag & (OWN | OF_FILE) != OWN:
                         continue
                     if found and found[-1][1] == at:
                         found[-1][1] = at + PAGE

@@ -32,17 +32,17 @@ type payload struct {
 	inputs   []Input
 }
 
-// Seen is which payloads a run has found unchanged. It goes on with them until it ends, as with what plain Ansible has built for it. The
-// zero value has seen none. It is safe for concurrent use.
+// Seen is which payloads a run has found unchanged. It goes on with them until it ends, as with what plain Ansible has built for it, or until one
+// lacks files that nobody has used for long. The zero value has seen none. It is safe for concurrent use.
 type Seen struct {
 	mu       sync.Mutex
 	payloads map[string]*payload
 }
 
-func (s *Seen) has(p *payload) bool {
+func (s *Seen) get(key string) *payload {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.payloads[p.key] == p
+	return s.payloads[key]
 }
 
 func (s *Seen) add(p *payload) {
@@ -52,6 +52,12 @@ func (s *Seen) add(p *payload) {
 		s.payloads = map[string]*payload{}
 	}
 	s.payloads[p.key] = p
+}
+
+func (s *Seen) forget(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.payloads, key)
 }
 
 // NewStore returns an empty store whose blobs live in cache.
@@ -101,11 +107,11 @@ func (s *Store) Counts() (payloads int, blobBytes int64) {
 // Pin looks a payload up for use by a run: what it was made from is checked, unless the run has seen it, and its blobs stay until Release. An
 // error of kind PayloadWanted asks for it to be offered (again).
 func (s *Store) Pin(key []byte, seen *Seen) (*Pinned, error) {
-	p := s.find(string(key))
+	p := seen.get(string(key))
 	if p == nil {
-		return nil, wanted("is not known to this daemon")
-	}
-	if !seen.has(p) {
+		if p = s.find(string(key)); p == nil {
+			return nil, wanted("is not known to this daemon")
+		}
 		for i := range p.inputs {
 			if !p.inputs[i].unchanged() {
 				s.forget(p)
@@ -117,6 +123,7 @@ func (s *Store) Pin(key []byte, seen *Seen) (*Pinned, error) {
 	release, missing := s.cache.Pin(p.blobs)
 	if len(missing) > 0 {
 		release()
+		seen.forget(p.key)
 		return nil, wanted(fmt.Sprintf("lacks %d of its files", len(missing)))
 	}
 	return &Pinned{payload: p, cache: s.cache, release: release}, nil

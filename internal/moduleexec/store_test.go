@@ -187,6 +187,38 @@ func TestStoreSurvivesEviction(t *testing.T) {
 	}
 }
 
+// TestSeen: what another run brings under the same key is nothing to a run that has seen the one before, until that has lost its files.
+func TestSeen(t *testing.T) {
+	s := NewStore(blobcache.New(64))
+	first, firstBlobs := manifestOf("m", "m.py", "12345678")
+	second, secondBlobs := manifestOf("m", "m.py", "abcdefgh")
+	var seen Seen
+	expect := func(by *Seen, want Manifest) {
+		t.Helper()
+		p, err := s.Pin([]byte("k"), by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Release()
+		if p.manifest != blobcache.Sum(want.Text()) {
+			t.Error("it is the other one")
+		}
+	}
+	bring(t, s, "k", first, firstBlobs)
+	expect(&seen, first)
+	bring(t, s, "k", second, secondBlobs)
+	expect(&seen, first)
+	expect(&Seen{}, second)
+	large := strings.Repeat("x", 60)
+	crowd, crowdBlobs := manifestOf("c", "c.py", large)
+	bring(t, s, "c", crowd, crowdBlobs)
+	if _, err := s.Pin([]byte("k"), &seen); fault.KindOf(err) != fault.PayloadWanted {
+		t.Fatalf("without its files: %v", err)
+	}
+	bring(t, s, "k", second, secondBlobs)
+	expect(&seen, second)
+}
+
 // inputOf is what a run would say of a path.
 func inputOf(t *testing.T, path string) Input {
 	t.Helper()

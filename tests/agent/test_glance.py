@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
+import subprocess
 
 import pytest
 
-from agent_driver import MODULE
+from agent_driver import MODULE, source_text
 from agent_payloads import core, of_module, oldest_target, params
 
 GLANCED = 1 << 20
@@ -14,11 +15,39 @@ GLANCED = 1 << 20
 SAID = {'exists', 'isdir', 'isreg', 'islnk', 'checksum'}
 
 
+ASK = r"""
+import contextlib, io, json, sys
+agent = {}
+exec(compile(sys.stdin.read(), 'agent', 'exec'), agent)
+said = []
+for text in json.loads(sys.argv[1]):
+    def mounts(path, mode, text=text):
+        assert path == '/proc/self/mounts'
+        if text is None:
+            raise IOError(2, 'none')
+        return contextlib.closing(io.BytesIO(text.encode()))
+    agent['open'] = mounts
+    said.append(agent['all_at_hand']())
+print(json.dumps(said))
+"""
+
+
+def at_hand(python, *mounted):
+    """What the agent says of these tables of mounts."""
+    source = source_text().replace(b'\0', b'\n')
+    done = subprocess.run([python, '-c', ASK, json.dumps(mounted)], input=source, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture
 def stat(agent, python):
     """Asks for a stat with or without a process; says what was answered, and whether that took one."""
     if tuple(int(part) for part in agent.hello[2].split(b'.')[:2]) < oldest_target():
         pytest.skip('too old for modules of ansible-core %d.%d' % core())
+    with open('/proc/self/mounts') as mounts:
+        if at_hand(python, mounts.read()) == [False]:
+            pytest.skip('a file system is mounted here that may not answer')
     text, blobs = of_module('stat')
     agent.blobs(text, *blobs)
 
@@ -125,3 +154,25 @@ def test_a_guard_reads_it_and_judges_it(agent, stat, tmp_path):
         first, second = agent.chain((MODULE, module), (MODULE, module, (0, b'stat.checksum', json.dumps(checksum).encode(), False)))
         answers.append((agent.result(first).fields[13], agent.result(second).failure))
     assert answers == [(b'1', ''), (b'1', 'skipped')]
+
+
+LOCAL = '/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\nsystemd-1 /proc/sys/fs/binfmt_misc autofs rw 0 0\ntmpfs /run tmpfs rw 0 0\n'
+
+MOUNTED = {
+    'disks': (LOCAL, True),
+    'what is of the kernel or of a disk, whatever its name': (
+        LOCAL + 'fusectl /sys/fs/fuse/connections fusectl rw 0 0\n/dev/sdb1 /media/usb fuseblk rw 0 0\nlxcfs /proc/uptime fuse.lxcfs rw 0 0\n',
+        True,
+    ),
+    'nfs': (LOCAL + 'server:/home /home nfs4 rw 0 0\n', False),
+    'cifs': (LOCAL + '//server/share /mnt/a\\040b cifs rw 0 0\n', False),
+    'sshfs': (LOCAL + 'me@there: /mnt fuse.sshfs rw 0 0\n', False),
+    'autofs': (LOCAL + 'auto.home /home autofs rw 0 0\n', False),
+    'a shared folder of a virtual machine': ('share /vagrant 9p rw 0 0\n' + LOCAL, False),
+    'no /proc': (None, False),
+}
+
+
+def test_nothing_is_glanced_at_where_a_file_system_may_not_answer(python):
+    said = at_hand(python, *(text for text, _ in MOUNTED.values()))
+    assert dict(zip(MOUNTED, said)) == {name: all_of_them for name, (_, all_of_them) in MOUNTED.items()}

@@ -119,7 +119,7 @@ import inspect, time
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.facts.hardware import linux
 
-TAKE = {'/a': 0.03, '/b': 0.01, '/broken': 0.01, '/c': 0.02, '/slow': 0.25, '/hung': 1.6}     # seconds
+TAKE = {'/a': 0.03, '/b': 0.01, '/broken': 0.01, '/c': 0.02, '/slow': 0.25, '/hung': 3}     # seconds
 
 
 class Clock(object):

@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import pathlib
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import typing as t
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -104,9 +104,10 @@ class FakeSession:
 
     def _await(self, line: str) -> None:
         tries = 3000
-        while line and line not in (self.folder / 'log').read_text().splitlines() and tries:
-            time.sleep(0.01)
-            tries -= 1
+        with baton.waiting():  # all the time, as for an answer
+            while line and line not in (self.folder / 'log').read_text().splitlines() and tries:
+                select.select([], [], [], 0.01)
+                tries -= 1
         self._note('answer' if tries else f'answer without {line}')
 
     def watch(self) -> None:

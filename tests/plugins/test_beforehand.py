@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 import textwrap
+import threading
 import types
 import typing as t
 
@@ -15,7 +16,8 @@ import pytest
 
 import core
 import stub_run
-from mitogen_mux import beforehand, compat, daemon, payload, seams
+from mitogen_mux import baton, beforehand, compat, daemon, payload, seams
+from test_workers import until
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +136,6 @@ def test_modules_of_tasks_are_found_as_actions_find_them(tmp_path: pathlib.Path)
 
 @pytest.mark.parametrize(('module', 'said', 'rc'), [('says', 'it is old', 0), ('fails', 'Could not find imported module support code', 2)])
 def test_what_there_is_to_say_of_a_payload_is_said_in_its_place(play: Play, module: str, said: str, rc: int) -> None:
-    """Made beforehand it is of no use, then."""
     tasks = f'  - {{ping: , name: first}}\n  - {{one.two.{module}: , name: second}}\n'
     old, new = play(tasks, '', new=False), play(tasks, 'built ping', new=True)
     assert (old.rc, new.rc, new.output) == (rc, rc, old.output), (old, new)
@@ -142,7 +143,26 @@ def test_what_there_is_to_say_of_a_payload_is_said_in_its_place(play: Play, modu
     tasks = tasks.splitlines(keepends=True)[1]
     old, new = play(tasks, '', new=False), play(tasks, f'{"build" if rc else "built"} one.two.{module}', new=True)
     assert (old.rc, new.rc, new.output) == (rc, rc, old.output), (old, new)
-    assert [log.count(f'build one.two.{module}') for log in (old.log, new.log)] == [1, 2]
+    assert [log.count(f'build one.two.{module}') for log in (old.log, new.log)] == [1, 1 + bool(rc)]
+
+
+@pytest.mark.parametrize(('module', 'condition', 'said'), [('warns', '', 'three.four does not support'), ('odd', '', 'invalid'), ('odd', 'when: false, ', '')])
+def test_what_is_said_but_once_is_said_in_its_place(play: Play, tmp_path: pathlib.Path, module: str, condition: str, said: str) -> None:
+    """A warning of a collection that is loaded for the first time; and what Python has to say of a text, which only runs say that need it."""
+    four, two = (tmp_path / 'ansible_collections' / name for name in ('three/four', 'one/two'))
+    for folder in (four / 'meta', four / 'plugins' / 'module_utils'):
+        folder.mkdir(parents=True)
+    (four / 'meta' / 'runtime.yml').write_text('requires_ansible: "<2.5"\n')
+    (four / 'plugins' / 'module_utils' / 'x.py').write_text('ANSWER = 1\n')
+    (two / 'plugins' / 'module_utils' / 'odd.py').write_text('ANSWER = "\\d"\n')
+    text = MODULE.replace('one.two.plugins.module_utils.{util}', 'three.four.plugins.module_utils.x')
+    (two / 'plugins' / 'modules' / 'warns.py').write_text(text.format())
+    (two / 'plugins' / 'modules' / 'odd.py').write_text(MODULE.format(util='odd'))
+    tasks = f'  - {{ping: , name: first}}\n  - {{one.two.{module}: , {condition}name: second}}\n'
+    old, new = play(tasks, '', new=False), play(tasks, f'build one.two.{module}', new=True)
+    assert (old.rc, new.rc, new.output) == (0, 0, old.output), (old, new)
+    if said and (said != 'invalid' or sys.version_info >= (3, 12)):
+        assert said in ' '.join(old.output.partition('TASK [second]')[2].split()), old.output
 
 
 def test_what_there_is_to_say_of_a_module_is_said_in_its_place(play: Play) -> None:
@@ -155,7 +175,7 @@ def test_what_there_is_to_say_of_a_module_is_said_in_its_place(play: Play) -> No
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[], None]:
-    for name in ('_expected', '_made', '_seen', '_foreseen'):
+    for name in ('_expected', '_made', '_said', '_seen', '_foreseen'):
         monkeypatch.setattr(beforehand, name, type(getattr(beforehand, name))())
     monkeypatch.setattr(daemon, 'started', lambda: True)
 
@@ -225,6 +245,7 @@ def test_each_is_made_once_beforehand_if_at_all(
         ('none is', []),
         ('the daemon is not new', []),
         ('targets answer', ['ping']),
+        ('they cannot be foreseen', ['ping']),
         ('one cannot be found', ['ping', 'slurp']),
         ('another play has begun', ['ping', 'slurp']),
     ],
@@ -242,14 +263,29 @@ def test_what_is_foreseen_is_made_while_the_first_request_waits(
     monkeypatch.setattr(payload.Source, 'build', lambda source: built.append(source.name) or build(source))
     if case == 'the daemon is not new':
         monkeypatch.setattr(daemon, 'started', lambda: False)
-    beforehand.foresee([functools.partial(find, name) for name in ('ping', 'stat', 'slurp')])
+    beforehand.foresee(lambda: [functools.partial(find, name) for name in ('ping', 'stat', 'slurp')])
     if case == 'another play has begun':
-        beforehand.foresee([functools.partial(find, 'slurp')])
+        beforehand.foresee(lambda: [functools.partial(find, 'slurp')])
     ping = find('ping')
     assert ping is not None
     if case != 'none is':
         beforehand.expect(ping)
+    if case == 'they cannot be foreseen':
+        beforehand.foresee(lambda: [1 // 0])
     if case == 'targets answer':
-        beforehand.build(ping)
+        beforehand.answered()
     idle()
     assert built == made
+
+
+def test_a_thread_that_has_an_answer_to_work_on_is_noticed() -> None:
+    """Then nothing more is made beforehand (Workers.rest)."""
+    held = baton.Baton()
+    held.take()
+    assert not held.wanted()
+    thread = threading.Thread(target=lambda: [held.take(), held.give()])
+    thread.start()
+    until(held.wanted)
+    held.give()
+    thread.join()
+    assert not held.wanted()

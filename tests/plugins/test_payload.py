@@ -154,7 +154,7 @@ def test_what_a_helper_imports_is_what_it_imports_now(tmp_path: pathlib.Path, mo
         assert ('ansible/module_utils/pack.py' in files(source.build())) is found
 
 
-@pytest.mark.skipif(compat.BUILT_MODULE is None, reason='up to 2.18 the finder is given trees')
+@pytest.mark.skipif(not compat.FINDER_PARSES, reason='up to 2.20 the finder is given trees')
 def test_what_modules_share_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     parse, parsed = core.module_common._compile_module_ast, []
     monkeypatch.setattr(core.module_common, '_compile_module_ast', lambda name, text: parsed.append(name) or parse(name, text))
