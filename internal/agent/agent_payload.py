@@ -136,6 +136,23 @@ def spare_fork(source):
     return source[:found.start(1)] + b'preexec if umask else None' + source[found.end(1):] if found else source
 
 
+# How run_command ends. A command that ends between the two times that it is asked leads to one more select(), of nothing, for a second.
+ENDED_BETWEEN = re.compile(br'''
+                if \(not events or not selector\.get_map\(\)\) and cmd\.poll\(\) is not None:
+                    break
+(?:
+|                #.*
+)*                elif not selector\.get_map\(\)( and cmd\.poll\(\) is None):
+                    cmd\.wait\(\)
+''')
+
+
+def spare_second(source):
+    """The text of BASIC, whose run_command does not ask again."""
+    found = ENDED_BETWEEN.search(source)
+    return source[:found.start(1)] + source[found.end(1):] if found else source
+
+
 LINUX = 'ansible.module_utils.facts.hardware.linux'
 
 # How the facts of Linux wait for those of each mount, by ThreadPool or, since ansible-core 2.18, by futures: the tenth of a second is asleep.
@@ -167,9 +184,7 @@ def spare_nap(source):
     return source[:found.start(2)] + AWAKE[found.group(1)] + source[found.end(2):] if found else source
 
 
-SPARED = {LINUX: spare_nap}
-if PY3:
-    SPARED[BASIC] = spare_fork
+SPARED = {LINUX: [spare_nap], BASIC: [spare_second] + [spare_fork] * PY3}
 
 
 def leave(room, value):
@@ -261,8 +276,8 @@ class Importer(object):
         key = (self.get_filename(name), self.entry(name)[1])
         if key not in self.codes:
             source = self.get_data(key[0])
-            if name in SPARED:
-                source = SPARED[name](source)
+            for spare in SPARED.get(name, ()):
+                source = spare(source)
             self.codes[key] = compile(source, key[0], 'exec', dont_inherit=True)
             self.compiled.append(key)
         return self.codes[key]

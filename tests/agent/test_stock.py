@@ -114,6 +114,43 @@ def test_a_command_is_started_without_a_copy_of_the_job(able, agent, python):
     assert 'preexec_fn=preexec,' in told['text']  # in tracebacks it stands as Ansible wrote it
 
 
+ENDS_BETWEEN = b'''
+import os, selectors, subprocess
+from ansible.module_utils.basic import AnsibleModule
+
+asked, idle = [], []
+poll, select = subprocess.Popen.poll, selectors.PollSelector.select
+
+
+def late(self):
+    if not asked and 'true' in str(self.args):
+        asked.append(self)
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # it has ended, but nobody has been told
+        return None
+    return poll(self)
+
+
+def watched(self, timeout=None):
+    if not self.get_map():
+        idle.append(timeout)
+        timeout = 0
+    return select(self, timeout)
+
+
+subprocess.Popen.poll, selectors.PollSelector.select = late, watched
+code = AnsibleModule({}).run_command(['true'])[0]
+AnsibleModule({}).exit_json(code=code, asked=len(asked), idle=idle)
+'''
+
+
+def test_the_end_of_a_command_is_not_waited_for_twice(able, agent, python):
+    """Between two questions whether it has ended it may have."""
+    if is_python2(python):
+        pytest.skip('there is no waitid')
+    told = run_instead(agent, 'command', ENDS_BETWEEN)
+    assert (told['code'], told['asked'], told['idle']) == (0, 1, [])
+
+
 MOUNTS = b'''
 import inspect, time
 from ansible.module_utils.basic import AnsibleModule
