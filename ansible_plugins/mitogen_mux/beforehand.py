@@ -52,7 +52,7 @@ def fill(awake: t.Callable[[], bool]) -> None:
     while (_expected or (_seen and _foreseen)) and not awake():
         listener = display.Listener()
         with contextlib.suppress(Exception), compat.display_through(listener), warnings.catch_warnings():
-            warnings.simplefilter('error')  # Python's own, which no listener hears: then it is made in its place
+            warnings.simplefilter('error', SyntaxWarning)  # which no listener hears: then it is made in its place
             source = _expected.popitem()[1] if _expected else _find()
             if source is not None:
                 _said[source.key()] = listener.heard
