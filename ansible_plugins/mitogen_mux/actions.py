@@ -34,7 +34,7 @@ Ours = t.Callable[[t.Any], bool]
 def install(ours: Ours) -> None:
     """Replaces the helpers, for actions whose connection is ``ours``."""
     base = action_plugins.ActionBase
-    for replace in (_make_tmp_path, _remove_tmp_path, _fixup_perms2, _remote_expand_user, _execute_remote_stat):
+    for replace in (_make_tmp_path, _remove_tmp_path, _fixup_perms2, _remote_expand_user):
         setattr(base, replace.__name__, replace(getattr(base, replace.__name__), ours))
     action_plugins.discover_interpreter = _discover_interpreter(action_plugins.discover_interpreter, ours)
     copy_action.ActionModule._copy_file = _copy_file(copy_action.ActionModule._copy_file, ours)
@@ -135,25 +135,6 @@ def _remote_expand_user(original: t.Callable[..., str], ours: Ours) -> t.Callabl
     return remote_expand_user
 
 
-def _execute_remote_stat(original: t.Callable[..., t.Any], ours: Ours) -> t.Callable[..., t.Any]:
-    @functools.wraps(original)
-    def execute_remote_stat(self: t.Any, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        if not ours(self._connection) or not _is_core(self, _PASSING) or display.verbosity() > 2:
-            return original(self, *args, **kwargs)
-        self._mux_glances = True
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            del self._mux_glances
-
-    return execute_remote_stat
-
-
-def glances(action: t.Any, source: payload.Source) -> bool:
-    """Whether this module is the core's stat, of which the action wants no more than copying needs."""
-    return hasattr(action, '_mux_glances') and errands.core_module_of(source.path) == 'stat'
-
-
 def _discover_interpreter(original: t.Callable[..., str], ours: Ours) -> t.Callable[..., str]:
     @functools.wraps(original)
     def discover_interpreter(action: t.Any, interpreter_name: str, discovery_mode: str, task_vars: t.Any) -> str:
@@ -197,6 +178,11 @@ def _copy_file(original: t.Callable[..., t.Any], ours: Ours) -> t.Callable[..., 
 def _last_file(action: t.Any, _source: str, source_rel: str, content: t.Any, _tempfile: t.Any, dest: str, *_: t.Any, **__: t.Any) -> str:
     """The destination, if there is one file only: those of a folder have its name before theirs, or are of a source that ends with a slash."""
     return dest if content is not None or source_rel == os.path.basename(str(action._task.args.get('src') or '/')) else ''
+
+
+def glances(action: t.Any, source: payload.Source) -> bool:
+    """Whether this module is the core's stat, of which the action wants no more than copying needs: these run it for nothing else."""
+    return errands.core_module_of(source.path) == 'stat' and _is_core(action, _PASSING) and display.verbosity() <= 2
 
 
 def asks_one_module(action: t.Any, source: payload.Source) -> bool:

@@ -53,19 +53,12 @@ def fill(awake: t.Callable[[], bool]) -> None:
         listener = display.Listener()
         with contextlib.suppress(Exception), compat.display_through(listener), warnings.catch_warnings():
             warnings.simplefilter('error', SyntaxWarning)  # which no listener hears: then it is made in its place
-            source = _expected.popitem()[1] if _expected else _find()
-            if source is not None:
-                _said[source.key()] = listener.heard
-                _made[source.key()] = source, source.build()
-
-
-def _find() -> payload.Source | None:
-    """The next of what is foreseen; None if it has been thought of, or is not ours."""
-    source = _foreseen.popleft()()
-    if source is None or (key := source.key()) in _seen:
-        return None
-    _seen.add(key)
-    return source
+            if not _expected and (found := _foreseen.popleft()()) is not None:
+                expect(found)
+            if _expected:
+                key, source = _expected.popitem()
+                _said[key] = listener.heard
+                _made[key] = source, source.build()
 
 
 def build(source: payload.Buildable) -> payload.Payload:

@@ -128,14 +128,6 @@ PREEXEC = re.compile(br'''
 )*?            preexec_fn=(preexec),
 ''')
 
-
-def spare_fork(source):
-    """The text of BASIC, whose run_command then names no function if there is nothing to do: subprocess can start the program by vfork(),
-    which spares copying the job for an instant."""
-    found = PREEXEC.search(source)
-    return source[:found.start(1)] + b'preexec if umask else None' + source[found.end(1):] if found else source
-
-
 # How run_command ends. A command that ends between the two times that it is asked leads to one more select(), of nothing, for a second.
 ENDED_BETWEEN = re.compile(br'''
                 if \(not events or not selector\.get_map\(\)\) and cmd\.poll\(\) is not None:
@@ -146,23 +138,16 @@ ENDED_BETWEEN = re.compile(br'''
                     cmd\.wait\(\)
 ''')
 
-
-def spare_second(source):
-    """The text of BASIC, whose run_command does not ask again."""
-    found = ENDED_BETWEEN.search(source)
-    return source[:found.start(1)] + source[found.end(1):] if found else source
-
-
 LINUX = 'ansible.module_utils.facts.hardware.linux'
 
 # How the facts of Linux wait for those of each mount, by ThreadPool or, since ansible-core 2.18, by futures: the tenth of a second is asleep.
-NAP = re.compile(br'''
+NAP = br'''
         while results:(?:  # wait for workers and get results)?
             for mount in list\(results\):
                 done = False
                 res = results\[mount\]\['extra'\]
                 try:
-                    if res\.(ready|done)\(\):
+                    if res\.%s\(\):
 (?:(?:                .*)?
 )*?                    del results\[mount\]
 
@@ -170,21 +155,27 @@ NAP = re.compile(br'''
             (time\.sleep\(0\.1\))
 
         return \{'mounts': mounts\}
-''')
-AWAKE = {
-    b'ready': b"(lambda end: [res['extra'].wait(max(0, end - time.time())) for res in list(results.values())])(time.time() + 0.1)",
-    b'done': b"__import__('concurrent.futures', None, None, ['wait']).wait([res['extra'] for res in results.values()], 0.1)",
+'''
+
+# What jobs are spared: a place in a text of Ansible's, and what is compiled in place of it. Without a function to call, subprocess can start a
+# program by vfork(), which spares copying the job for an instant. The wait for mounts ends when none is left; which facts there are, and in which
+# order, stays the same.
+SPARED = {
+    BASIC: [(ENDED_BETWEEN, b'')] + [(PREEXEC, b'preexec if umask else None')] * PY3,
+    LINUX: [
+        (re.compile(NAP % b'ready'), b"(lambda end: [res['extra'].wait(max(0, end - time.time())) for res in list(results.values())])(time.time() + 0.1)"),
+        (re.compile(NAP % b'done'), b"__import__('concurrent.futures', None, None, ['wait']).wait([res['extra'] for res in results.values()], 0.1)"),
+    ],
 }
 
 
-def spare_nap(source):
-    """The text of LINUX, which then waits only as long as a mount is not done: most facts take less time than that. What they are, and in which
-    order, stays the same."""
-    found = NAP.search(source)
-    return source[:found.start(2)] + AWAKE[found.group(1)] + source[found.end(2):] if found else source
-
-
-SPARED = {LINUX: [spare_nap], BASIC: [spare_second] + [spare_fork] * PY3}
+def spared(name, source):
+    """The text of a module, by its full name, as it is compiled."""
+    for place, instead in SPARED.get(name, ()):
+        found = place.search(source)
+        if found:
+            source = source[:found.start(1)] + instead + source[found.end(1):]
+    return source
 
 
 def leave(room, value):
@@ -275,9 +266,7 @@ class Importer(object):
     def get_code(self, name):
         key = (self.get_filename(name), self.entry(name)[1])
         if key not in self.codes:
-            source = self.get_data(key[0])
-            for spare in SPARED.get(name, ()):
-                source = spare(source)
+            source = spared(name, self.get_data(key[0]))
             self.codes[key] = compile(source, key[0], 'exec', dont_inherit=True)
             self.compiled.append(key)
         return self.codes[key]

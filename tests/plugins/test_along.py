@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import typing as t
 
 import pytest
 
-from mitogen_mux import along, errands, payload, rehearsal
+import core
+from mitogen_mux import actions, along, errands, payload, rehearsal
 from mitogen_mux.client import RpcError
 from mitogen_mux.v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -145,3 +148,27 @@ def test_the_question_of_an_unchanged_file(answer: t.Any, failure: tuple[int, in
             it.recall(token('file'), True, folder())
     else:
         assert it.recall(token('file'), True, folder()) == answer
+
+
+@pytest.mark.parametrize(
+    ('action', 'module', 'verbosity', 'glance'),
+    [
+        ('copy', 'stat', 0, True),
+        ('template', 'stat', 2, True),
+        ('assemble', 'stat', 0, True),
+        ('unarchive', 'stat', 0, True),
+        ('copy', 'stat', 3, False),
+        ('copy', 'file', 0, False),
+        ('fetch', 'stat', 0, False),
+        ('normal', 'stat', 0, False),
+    ],
+)
+def test_who_only_glances(monkeypatch: pytest.MonkeyPatch, action: str, module: str, verbosity: int, glance: bool) -> None:
+    source = payload.classify(module, dict(core.builtin_modules())[module])
+    assert source is not None
+    monkeypatch.setattr(actions.display, 'verbosity', lambda: verbosity)
+    kind = importlib.import_module(f'ansible.plugins.action.{action}').ActionModule
+    assert actions.glances(object.__new__(kind), source) is glance
+    mine = dataclasses.replace(source, path='/library/stat.py')
+    stranger = type('ActionModule', (kind,), {'__module__': 'copy'})
+    assert not actions.glances(object.__new__(kind), mine) and not actions.glances(object.__new__(stranger), source)
