@@ -62,6 +62,7 @@ def spare_memory():
 KINDS = {1: Module, 2: Command, 3: Put, 4: Get, 5: Spawn, 6: Blobs, 7: Folder, 8: Look}
 CHAINED = 128           # a bit of the kind
 GROWTH = 64             # KiB that are worth a word
+WORTH_GATHERING = 90    # children that wait, which spare together what it takes to gather pages (docs/decisions/0003-what-a-job-costs.md)
 MOST_DONE = 256         # streams: who follows one that ended before these is not begun, and asked again
 MOST_URGENT = 1024      # frames: a daemon that asks without listening is not read any further
 
@@ -94,7 +95,7 @@ class Agent(object):
         self.latest = None      # the payload of the last job that found everything compiled
         self.spare = None       # a child for the next one
         self.pages = Pages()
-        self.gathered = False   # what jobs of one payload need is there, and in huge pages
+        self.spares = 0         # so many there were
         self.memory = 0         # KiB, as the daemon knows
         self.lost = self.stopping = False
         self.inbox = Inbox()
@@ -405,6 +406,9 @@ class Agent(object):
         latest, self.latest = self.latest, None     # until another has run, if it cannot be
         try:
             self.prepare(latest)
+            self.spares += 1
+            if self.spares > WORTH_GATHERING and not self.pages.gathered:
+                self.pages.gather()
             self.spare = Spare(self)
             self.latest = latest
         except OSError:
@@ -478,6 +482,18 @@ class Agent(object):
 
     def prepare(self, payload):
         """Makes the next fork cheap and complete."""
+        collects = gc.isenabled()
+        gc.disable()    # what is imported stays: to look through it for garbage takes a tenth of the time that importing does
+        try:
+            self.complete(payload)
+        finally:
+            if hasattr(gc, 'freeze'):
+                gc.freeze()
+            if collects:
+                gc.enable()
+
+    def complete(self, payload):
+        """Has here what jobs of this payload would each have to make or import."""
         if payload.real and not payload.root:
             payload.materialise(self.blobs)
         wanted = [name for name in payload.preload if name in payload.names and name not in self.tried]
@@ -499,11 +515,6 @@ class Agent(object):
             know_abstract_classes()
             self.pages.copied = None
         draw_seed()
-        if payload.warm and not self.gathered and not self.jobs:
-            self.gathered = True
-            self.pages.gather()
-        if hasattr(gc, 'freeze'):
-            gc.freeze()
 
     def preload(self, payload, names):
         """Imports modules once, for all jobs that would import the same."""

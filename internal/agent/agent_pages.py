@@ -25,6 +25,7 @@ class Pages(object):
         self.copied = None      # (start, end) of those that a job had to copy; None: not known
         self.areas = ()         # where to look for them
         self.madvise = None
+        self.gathered = False
 
     def advise(self, start, end, advice):
         ctypes = sys.modules.get('ctypes')      # jobs import it anyway
@@ -36,6 +37,7 @@ class Pages(object):
 
     def gather(self):
         """Has memory that is in use put into huge pages, which a fork and the end of a child pass over in one step."""
+        self.gathered = True
         try:
             with open('/sys/kernel/mm/transparent_hugepage/hpage_pmd_size') as size:
                 huge = int(size.read())
