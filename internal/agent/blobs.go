@@ -1,12 +1,11 @@
 package agent
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 
 	"github.com/klauspost/compress/zlib"
@@ -19,8 +18,6 @@ import (
 type BlobSource interface {
 	Get(d blobcache.Digest) ([]byte, bool)
 }
-
-var compressors sync.Pool // of *zlib.Writer: one costs a megabyte, and many links start at once
 
 // SendBlobs sends those of want that this link has not sent yet, as one compressed stream. It returns when they have left: a request
 // opened after it finds them there, until release is called, which is to be done when that request has ended. Then the agent may be
@@ -117,33 +114,24 @@ func (s *Stream) forgetIfFailed(digests []blobcache.Digest) {
 }
 
 func (s *Stream) sendBlobs(ctx context.Context, digests []blobcache.Digest, bodies [][]byte) error {
-	out := bufio.NewWriterSize(streamWriter{ctx, s}, MaxPayload) // the same frames for the same blobs: they may be known on the way
-	w, ok := compressors.Get().(*zlib.Writer)
-	if ok {
-		w.Reset(out)
-	} else {
-		w = zlib.NewWriter(out)
-	}
-	defer func() {
-		w.Reset(io.Discard) // so that the pool keeps no link alive
-		compressors.Put(w)
-	}()
-	for i, d := range digests {
-		head := binary.BigEndian.AppendUint32(d[:], uint32(len(bodies[i]))) //nolint:gosec // a file that a module imports
-		if _, err := w.Write(head); err != nil {
-			return err //nolint:wrapcheck // the stream's own
+	text := latest.of(digests, bodies)
+	for len(text) > 0 { // the same frames for the same blobs: they may be known on the way
+		n := min(len(text), MaxPayload)
+		if err := s.Send(ctx, text[:n]); err != nil {
+			return err
 		}
-		if _, err := w.Write(bodies[i]); err != nil {
-			return err //nolint:wrapcheck // the stream's own
-		}
-	}
-	if err := w.Close(); err != nil {
-		return err //nolint:wrapcheck // the stream's own
-	}
-	if err := out.Flush(); err != nil {
-		return err //nolint:wrapcheck // the stream's own
+		text = text[n:]
 	}
 	return s.CloseSend()
+}
+
+// latest is what was compressed last: when a run begins, many agents are sent the same.
+var latest compressedBlobs
+
+type compressedBlobs struct {
+	mu   sync.Mutex
+	key  string // the digests, in order
+	text func() []byte
 }
 
 // left waits until the writer has taken END.
@@ -161,16 +149,30 @@ func (s *Stream) left(ctx context.Context) error {
 	return nil
 }
 
-type streamWriter struct {
-	ctx context.Context //nolint:containedctx // lives within one call of sendBlobs
-	s   *Stream
+// of returns the stream for these blobs, which nobody may change. Who asks for the same meanwhile waits for it.
+func (c *compressedBlobs) of(digests []blobcache.Digest, bodies [][]byte) []byte {
+	var key []byte
+	for _, d := range digests {
+		key = append(key, d[:]...)
+	}
+	c.mu.Lock()
+	if c.text == nil || c.key != string(key) {
+		c.key, c.text = string(key), sync.OnceValue(func() []byte { return compress(digests, bodies) })
+	}
+	text := c.text
+	c.mu.Unlock()
+	return text()
 }
 
-var _ io.Writer = streamWriter{}
-
-func (w streamWriter) Write(p []byte) (int, error) {
-	if err := w.s.Send(w.ctx, p); err != nil {
-		return 0, err
+// compress writes to memory only, where nothing can fail.
+func compress(digests []blobcache.Digest, bodies [][]byte) []byte {
+	var out bytes.Buffer
+	w := zlib.NewWriter(&out)
+	for i, d := range digests {
+		head := binary.BigEndian.AppendUint32(d[:], uint32(len(bodies[i]))) //nolint:gosec // a file that a module imports
+		_, _ = w.Write(head)
+		_, _ = w.Write(bodies[i])
 	}
-	return len(p), nil
+	_ = w.Close()
+	return out.Bytes()
 }

@@ -300,3 +300,39 @@ func TestBlobsCancelled(t *testing.T) {
 		must(t, l.Close())
 	})
 }
+
+// TestTheSameBlobsAreTheSameStream: for whoever sends them, whatever others send meanwhile.
+func TestTheSameBlobsAreTheSameStream(t *testing.T) {
+	ctx := within(t)
+	cache := blobcache.New(1 << 20)
+	sets := make([][]blobcache.Digest, 3)
+	for i := range sets {
+		for j := range 3 {
+			sets[i] = append(sets[i], cache.Put(bytes.Repeat([]byte{byte(i + j)}, 100_000)))
+		}
+	}
+	var wg sync.WaitGroup
+	for i := range 24 {
+		s, want := &store{blobs: map[blobcache.Digest][]byte{}}, sets[i%len(sets)]
+		l := agenttest.Link(t, agent.Options{}, keeper(t, s))
+		wg.Go(func() {
+			release, err := l.SendBlobs(ctx, want, cache)
+			if err == nil {
+				release()
+				err = l.Ping(ctx)
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			if s.sent != len(want) {
+				t.Errorf("%d blobs came, want %d", s.sent, len(want))
+			}
+			for _, d := range want {
+				if _, ok := s.blobs[d]; !ok {
+					t.Errorf("blob %s did not come", d)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
