@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"github.com/klauspost/compress/zlib"
@@ -125,15 +126,6 @@ func (s *Stream) sendBlobs(ctx context.Context, digests []blobcache.Digest, bodi
 	return s.CloseSend()
 }
 
-// latest is what was compressed last: when a run begins, many agents are sent the same.
-var latest compressedBlobs
-
-type compressedBlobs struct {
-	mu   sync.Mutex
-	key  string // the digests, in order
-	text func() []byte
-}
-
 // left waits until the writer has taken END.
 func (s *Stream) left(ctx context.Context) error {
 	s.link.mu.Lock()
@@ -149,6 +141,21 @@ func (s *Stream) left(ctx context.Context) error {
 	return nil
 }
 
+// compressedBlobs is the stream that was made last: when a run begins, many agents are sent the same.
+type compressedBlobs struct {
+	mu   sync.Mutex
+	key  string // the digests, in order
+	text func() []byte
+}
+
+// mostKept is the largest stream in bytes that is kept: a program that is a module can be much larger.
+const mostKept = 1 << 20
+
+var (
+	latest      compressedBlobs
+	compressors sync.Pool // of *zlib.Writer: one costs a megabyte
+)
+
 // of returns the stream for these blobs, which nobody may change. Who asks for the same meanwhile waits for it.
 func (c *compressedBlobs) of(digests []blobcache.Digest, bodies [][]byte) []byte {
 	var key []byte
@@ -156,23 +163,42 @@ func (c *compressedBlobs) of(digests []blobcache.Digest, bodies [][]byte) []byte
 		key = append(key, d[:]...)
 	}
 	c.mu.Lock()
-	if c.text == nil || c.key != string(key) {
+	if c.key != string(key) {
 		c.key, c.text = string(key), sync.OnceValue(func() []byte { return compress(digests, bodies) })
 	}
-	text := c.text
+	made := c.text
 	c.mu.Unlock()
-	return text()
+	text := made()
+	if len(text) > mostKept {
+		c.drop(string(key))
+	}
+	return text
+}
+
+func (c *compressedBlobs) drop(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.key == key {
+		c.key, c.text = "", nil
+	}
 }
 
 // compress writes to memory only, where nothing can fail.
 func compress(digests []blobcache.Digest, bodies [][]byte) []byte {
 	var out bytes.Buffer
-	w := zlib.NewWriter(&out)
+	w, ok := compressors.Get().(*zlib.Writer)
+	if ok {
+		w.Reset(&out)
+	} else {
+		w = zlib.NewWriter(&out)
+	}
 	for i, d := range digests {
 		head := binary.BigEndian.AppendUint32(d[:], uint32(len(bodies[i]))) //nolint:gosec // a file that a module imports
 		_, _ = w.Write(head)
 		_, _ = w.Write(bodies[i])
 	}
 	_ = w.Close()
+	w.Reset(io.Discard) // so that the pool keeps no stream
+	compressors.Put(w)
 	return out.Bytes()
 }

@@ -304,13 +304,16 @@ func TestBlobsCancelled(t *testing.T) {
 // TestTheSameBlobsAreTheSameStream: for whoever sends them, whatever others send meanwhile.
 func TestTheSameBlobsAreTheSameStream(t *testing.T) {
 	ctx := within(t)
-	cache := blobcache.New(1 << 20)
+	cache := blobcache.New(1 << 30)
 	sets := make([][]blobcache.Digest, 3)
 	for i := range sets {
 		for j := range 3 {
 			sets[i] = append(sets[i], cache.Put(bytes.Repeat([]byte{byte(i + j)}, 100_000)))
 		}
 	}
+	noise := make([]byte, 2<<20) // not to be compressed, and more than is kept
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	sets[2] = append(sets[2], cache.Put(noise))
 	var wg sync.WaitGroup
 	for i := range 24 {
 		s, want := &store{blobs: map[blobcache.Digest][]byte{}}, sets[i%len(sets)]
