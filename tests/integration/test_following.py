@@ -32,6 +32,7 @@ NEXT: dict[str, Tasks] = {
 @pytest.fixture
 def stage(site: Site, binary: None) -> Site:
     site.stop_daemon()
+    site.end_masters()  # sessions of plain runs are none of ours
     site.clean(["following"])
     return site
 
