@@ -220,7 +220,7 @@ func TestSharedConnection(t *testing.T) {
 func TestFirstLeavesBeforeOthers(t *testing.T) {
 	a := startAccount(t, "")
 	link := a.dial(t, openssh)
-	first, err := link.Exec(t.Context(), []byte("sh -c 'echo here; sleep 1000'"), mux.ExecOptions{Agent: true})
+	first, err := link.Exec(t.Context(), []byte("sh -c 'echo here; cat'"), mux.ExecOptions{Agent: true})
 	if err != nil {
 		t.Fatal(err)
 	}
