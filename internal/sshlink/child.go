@@ -27,6 +27,7 @@ type child struct {
 	exited  chan struct{}
 	closing sync.Once
 	closed  chan struct{}
+	early   bool // once closed is: it had not exited by then, and its exit code is nobody's
 	ending  sync.Once
 }
 
@@ -150,7 +151,7 @@ func (c *child) Wait() (int, error) {
 	}
 	said := c.said()
 	switch {
-	case code < 0:
+	case code < 0, c.isClosed() && c.early:
 		if err := c.o.Err(); err != nil {
 			return 0, err
 		}
@@ -172,6 +173,7 @@ var lostConnection = regexp.MustCompile(`(?m)^(Connection to .* closed by remote
 // Close implements mux.Process.
 func (c *child) Close() error {
 	c.closing.Do(func() {
+		c.early = !c.hasExited()
 		close(c.closed)
 		_, _, _ = c.program.Stdin.Close(), c.program.Stdout.Close(), c.program.Stderr.Close()
 		if !c.o.holds(c) {
