@@ -129,14 +129,9 @@ var farewell = regexp.MustCompile(`(?:Shared c|C)onnection to \S+ closed\.\r\n`)
 func (c *child) Wait() (int, error) {
 	select {
 	case <-c.exited:
-	default:
-		select {
-		case <-c.exited:
-		case <-c.closed:
-			if err := c.o.Err(); err != nil {
-				return 0, err
-			}
-			return 0, os.ErrClosed
+	case <-c.closed:
+		if !c.hasExited() {
+			return 0, c.over()
 		}
 	}
 	if f := c.verdict(); f != nil {
@@ -152,10 +147,7 @@ func (c *child) Wait() (int, error) {
 	said := c.said()
 	switch {
 	case code < 0, c.isClosed() && c.early:
-		if err := c.o.Err(); err != nil {
-			return 0, err
-		}
-		return 0, os.ErrClosed
+		return 0, c.over()
 	case code == noStatus && lostConnection.Match(said):
 		return 0, c.o.explain(c, said)
 	case code == noStatus && c.o.isLost():
@@ -163,6 +155,14 @@ func (c *child) Wait() (int, error) {
 	default:
 		return code, nil
 	}
+}
+
+// over is why there is no exit code: the connection has ended, or only this was closed.
+func (c *child) over() error {
+	if err := c.o.Err(); err != nil {
+		return err
+	}
+	return os.ErrClosed
 }
 
 // lostConnection are ssh's own words for an end that is not the command's. A command may say 255, too.
