@@ -194,5 +194,9 @@ def asks_one_module(action: t.Any, source: payload.Source) -> bool:
 def _is_core(action: t.Any, modules: frozenset[str]) -> bool:
     """Whether the action is one of the core's own, not one that stands in for it."""
     name = type(action).__module__
-    file = getattr(sys.modules.get(name), '__file__', None) or ''
-    return name in modules and os.path.realpath(file).startswith(os.path.join(compat.CORE_ROOT, 'ansible', 'plugins', 'action', ''))
+    return name in modules and _in_core(getattr(sys.modules.get(name), '__file__', None) or '')
+
+
+@functools.cache
+def _in_core(file: str) -> bool:
+    return os.path.realpath(file).startswith(os.path.join(compat.CORE_ROOT, 'ansible', 'plugins', 'action', ''))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import typing as t
@@ -51,8 +52,12 @@ class Lead:
 
 def _node(path: path_pb2.Path) -> bytes:
     """What makes a path lead to a node: without what a become plugin makes up anew each time."""
-    key = path_pb2.Path()
-    key.hops.extend(path.hops)
+    return _key(path.SerializeToString())
+
+
+@functools.lru_cache(maxsize=64)
+def _key(path: bytes) -> bytes:
+    key = path_pb2.Path.FromString(path)
     for hop in key.hops:
         method = getattr(hop, str(hop.WhichOneof('method')))
         for field, _ in method.ListFields():

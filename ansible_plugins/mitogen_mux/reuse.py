@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import functools
 import os
 import types
@@ -20,7 +21,7 @@ from ansible.vars import clean
 
 from .waits import replaced
 
-_UNCHANGING = frozenset((None, 'str', 'string', 'bool', 'boolean', 'int', 'integer', 'float', 'none'))
+_UNCHANGING = frozenset((None, 'str', 'string', 'bool', 'boolean', 'int', 'integer', 'float', 'none', 'list'))
 """Types of settings whose value depends on nothing but where it is set: not on the working directory, as a path does."""
 
 Answer = tuple[t.Any, t.Any]
@@ -74,7 +75,7 @@ def _settings() -> t.Iterator[None]:
                     answer = original(config, cfile, plugin_type, plugin_name, keys, variables, direct, **more)
                     setting.remember(answer, environment)
                     return t.cast(Answer, answer)
-                return setting.answer
+                return setting.again()
         return t.cast(Answer, original(config, cfile, plugin_type, plugin_name, keys, variables, direct, **more))
 
     manager.get_config_value_and_origin = get_config_value_and_origin
@@ -113,11 +114,17 @@ class _Setting:
         return context.CLIARGS, [os.environ.get(name) for name in self._environment]
 
     def remember(self, answer: Answer, condition: t.Any) -> None:
-        """Keeps what cannot be changed by whoever gets it."""
-        if answer[0] is None or isinstance(answer[0], (str, int, float)):
-            self.answer, self.condition = answer, condition
+        """Keeps what cannot be changed by whoever gets it, or can be copied."""
+        value = answer[0]
+        if value is None or isinstance(value, (str, int, float)) or (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+            self.answer, self.condition = (copy.copy(value), answer[1]), condition
         else:
             self.reusable = False
+
+    def again(self) -> Answer:
+        """What it remembers."""
+        value, origin = t.cast(Answer, self.answer)
+        return copy.copy(value), origin
 
 
 def _reusable(definition: dict[str, t.Any]) -> bool:

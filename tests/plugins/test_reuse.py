@@ -93,7 +93,17 @@ def test_a_setting_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with reuse.installed():
         for name in ('text', 'number', 'items', 'text', 'number', 'items'):
             ask((name, {}, {}))
-    assert asked == ['text', 'number', 'items', 'items']
+    assert asked == ['text', 'number', 'items']
+
+
+def test_a_list_is_everybodys_own() -> None:
+    core.C.config.initialize_plugin_configuration_definitions('connection', 'mux_reuse', DEFINITIONS)
+    call: t.Any = ('items', {}, {'MUX_REUSE_ITEMS': 'a,b'})
+    with reuse.installed():
+        for _ in range(3):
+            found = ask(call)[0]
+            assert found == ['a', 'b']
+            found.append('c')
 
 
 def test_each_use_of_a_deprecated_setting_is_told() -> None:
