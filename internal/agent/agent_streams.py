@@ -299,19 +299,30 @@ class Stream(object):
 class Acting(object):
     """Lets root do as another account would, with its files and its rights; any other account does as itself."""
 
+    known = {}      # uid: how the files were that tell of accounts, then the account's group and all its groups
+
     def __init__(self, uid):
         self.uid = int(uid or 0) if os.geteuid() == 0 else 0
 
     def __enter__(self):
         if self.uid:
-            try:
-                account = pwd.getpwuid(self.uid)
-            except KeyError:
-                raise Failure('io', 'There is no account %d' % self.uid)
             self.before = os.getgroups(), os.getegid()
-            os.initgroups(account.pw_name, account.pw_gid)
-            os.setegid(account.pw_gid)
+            told = look('/etc/passwd'), look('/etc/group')
+            if self.known.get(self.uid, (None,))[0] == told:
+                os.setgroups(self.known[self.uid][2])
+            else:
+                self.learn(told)
+            os.setegid(self.known[self.uid][1])
             os.seteuid(self.uid)
+
+    def learn(self, told):
+        """Takes the account's groups, which to ask for costs more than most of what is done as that account."""
+        try:
+            account = pwd.getpwuid(self.uid)
+        except KeyError:
+            raise Failure('io', 'There is no account %d' % self.uid)
+        os.initgroups(account.pw_name, account.pw_gid)
+        self.known[self.uid] = told, account.pw_gid, os.getgroups()
 
     def __exit__(self, *_):
         if self.uid:

@@ -143,3 +143,52 @@ def test_a_local_agent_does_not_look(python, tmp_path):
     agent.close()
     agent.wait()
     agent.process.stderr.close()
+
+
+ACTING = '''
+import os, sys
+for room in sys.argv[1:]:
+    exec(compile(open(room).read(), room, 'exec'))
+
+files, asked = [1], []
+accounts = {65534: 4711}
+
+def look(path):
+    return path, files[0]
+
+class pwd:
+    @staticmethod
+    def getpwuid(uid):
+        asked.append(uid)
+        return pwd_entry(uid)
+
+class pwd_entry:
+    def __init__(self, uid):
+        self.pw_name, self.pw_gid = 'somebody', accounts[uid]
+
+os.initgroups = lambda name, gid: os.setgroups([gid, 5])
+mine = os.getuid(), os.geteuid(), os.getegid(), os.getgroups()
+
+def act(uid):
+    with Acting(uid):
+        there = os.geteuid(), os.getegid(), sorted(os.getgroups())
+    assert (os.getuid(), os.geteuid(), os.getegid(), os.getgroups()) == mine
+    return there
+
+assert act('65534') == act('65534') == (65534, 4711, [5, 4711]) and asked == [65534]
+accounts[1] = 4712
+assert act('1') == (1, 4712, [5, 4712]) and act('65534') == (65534, 4711, [5, 4711]) and asked == [65534, 1]
+
+# Another account, or another group of the same, once the files say so.
+files[0], accounts[65534] = 2, 4713
+assert act('65534') == act('65534') == (65534, 4713, [5, 4713]) and asked == [65534, 1, 65534]
+assert act('') == mine[1:3] + (sorted(mine[3]),) and len(asked) == 3
+print('well')
+'''
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason='only root acts as others')
+def test_an_account_is_asked_for_once(python):
+    rooms = [os.path.join(ROOM, name) for name in ('agent_frames.py', 'agent_fresh.py', 'agent_streams.py')]
+    done = subprocess.run([python, '-c', ACTING, *rooms], check=False, capture_output=True)
+    assert done.stdout.strip() == b'well', done.stderr.decode()
