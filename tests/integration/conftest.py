@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -160,13 +164,22 @@ class Batches:
             if "--become-password-file" in args:
                 args[args.index("--become-password-file") + 1] = str(self.site.password_file())
             try:
-                self.seen[key] = self.site.cases(runs.WAYS[way], about, args)
+                with _machine() if about[cases[0]].get("machine") else contextlib.nullcontext():
+                    self.seen[key] = self.site.cases(runs.WAYS[way], about, args)
             except (Exception, pytest.fail.Exception) as error:  # the batch's other tests need not wait for it once more
                 self.seen[key] = error
         seen = self.seen[key]
         if isinstance(seen, BaseException):
             raise seen
         return seen
+
+
+@contextlib.contextmanager
+def _machine() -> Iterator[None]:
+    """No other session of this account changes the machine meanwhile."""
+    with open(Path(tempfile.gettempdir(), f"mitogen-mux-tests-{os.getuid()}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def chain(site: Site) -> dict[str, dict[str, Any]]:
 
 
 def variables(site: Site, boxes: Boxes | None, point: Point, plain: bool) -> dict[str, Any]:
-    found = {"ansible_python_interpreter": "/usr/bin/python3", **become(site, point)}
+    found = {"ansible_python_interpreter": "/usr/bin/python3", "session": site.login.name, **become(site, point)}
     if point.connection == "docker":
         assert boxes is not None
         box = box_of(boxes, "docker")
@@ -115,9 +115,9 @@ def variables(site: Site, boxes: Boxes | None, point: Point, plain: bool) -> dic
 
 TASKS: list[dict[str, Any]] = [
     {"shell": "id -un; id -gn; echo $HOME; cat; exit 3", "args": {"stdin": "given"}},
-    {"copy": {"content": "{{ ansible_user }}", "dest": "/tmp/mxt-{{ inventory_hostname }}"}},
-    {"slurp": {"src": "/tmp/mxt-{{ inventory_hostname }}"}},
-    {"file": {"path": "/tmp/mxt-{{ inventory_hostname }}", "state": "absent"}},
+    {"copy": {"content": "{{ ansible_user }}", "dest": "/tmp/{{ session }}-{{ inventory_hostname }}"}},
+    {"slurp": {"src": "/tmp/{{ session }}-{{ inventory_hostname }}"}},
+    {"file": {"path": "/tmp/{{ session }}-{{ inventory_hostname }}", "state": "absent"}},
 ]
 VOLATILE = ("start", "end", "delta", "src", "dest", "path", "source", "invocation", "_ansible_no_log")
 
