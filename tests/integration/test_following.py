@@ -19,7 +19,7 @@ from test_life import HELLO, play
 
 OURS = WAYS["linear"]
 TIMES = 10
-FAR = 0.15  # seconds, each way: what the controller does in between is little against it
+FAR = 0.3  # seconds, each way: what the controller does in between is little against it
 
 Tasks = Callable[[str, str], list[dict[str, object]]]
 
