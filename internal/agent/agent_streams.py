@@ -308,11 +308,11 @@ class Acting(object):
         if self.uid:
             self.before = os.getgroups(), os.getegid()
             told = look('/etc/passwd'), look('/etc/group')
-            if self.known.get(self.uid, (None,))[0] == told:
-                os.setgroups(self.known[self.uid][2])
-            else:
+            if self.known.get(self.uid, (None,))[0] != told:
                 self.learn(told)
-            os.setegid(self.known[self.uid][1])
+            _, gid, groups = self.known[self.uid]
+            os.setgroups(groups)
+            os.setegid(gid)
             os.seteuid(self.uid)
 
     def learn(self, told):
