@@ -124,7 +124,7 @@ class _Setting:
     def again(self) -> Answer:
         """What it remembers."""
         value, origin = t.cast(Answer, self.answer)
-        return copy.copy(value), origin
+        return copy.copy(value) if isinstance(value, list) else value, origin
 
 
 def _reusable(definition: dict[str, t.Any]) -> bool:
