@@ -164,7 +164,7 @@ class Batches:
             if "--become-password-file" in args:
                 args[args.index("--become-password-file") + 1] = str(self.site.password_file())
             try:
-                with _machine() if about[cases[0]].get("machine") else contextlib.nullcontext():
+                with _machine() if any(case.get("machine") for case in about.values()) else contextlib.nullcontext():
                     self.seen[key] = self.site.cases(runs.WAYS[way], about, args)
             except (Exception, pytest.fail.Exception) as error:  # the batch's other tests need not wait for it once more
                 self.seen[key] = error
