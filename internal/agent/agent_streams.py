@@ -380,6 +380,7 @@ class Put(Stream):
 
     accepts = (DATA,)
     fd = None
+    temporary = None    # its name, while there is one
 
     def start(self, record):
         fields = unpack(record, (1, 2, 3, 4, 5))
@@ -392,11 +393,13 @@ class Put(Stream):
         self.mode = 0o666 & ~self.agent.umask
         with self.acting:
             self.path = os.path.realpath(fields[1])     # a link is followed, as open() would
+            self.stays = os.path.dirname(self.path) not in self.agent.folders   # an action's file is moved on or removed at once
             self.owner = self.look()
             if fields[3]:
                 self.mode = int(fields[3])
-            self.temporary = os.path.join(os.path.dirname(self.path), b'.mitogen-mux.' + binascii.hexlify(os.urandom(8)))
-            self.fd = os.open(self.temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            temporary = os.path.join(os.path.dirname(self.path), b'.mitogen-mux.' + binascii.hexlify(os.urandom(8)))
+            self.fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            self.temporary = temporary
 
     def look(self):
         """Takes the mode of a file that is there already, and returns its owner. Refuses what open() would, and what it would not
@@ -433,7 +436,7 @@ class Put(Stream):
         """Has the disk begin with what has come, so that there is less to wait for at the end. What Linux makes of the advice is that
         pages begin to be written; those that are not on disk yet are not dropped. Older Pythons cannot ask for it."""
         fresh = self.size - self.left - self.told
-        if fresh >= TELL_EVERY and sys.platform.startswith('linux') and hasattr(os, 'posix_fadvise'):
+        if self.stays and fresh >= TELL_EVERY and sys.platform.startswith('linux') and hasattr(os, 'posix_fadvise'):
             try:
                 os.posix_fadvise(self.fd, self.told, fresh, os.POSIX_FADV_DONTNEED)
             except OSError:
@@ -452,11 +455,13 @@ class Put(Stream):
             except OSError:
                 pass    # only root may: then the new file is ours
         os.fchmod(self.fd, self.mode)
-        os.fsync(self.fd)
+        if self.stays:
+            os.fsync(self.fd)
+        self.close()
         with self.acting:
             os.rename(self.temporary, self.path)
             self.temporary = None
-            if os.path.dirname(self.path) not in self.agent.folders:
+            if self.stays:
                 self.settle()
         self.finish((9, self.size), (10, self.hash.digest()))
 
@@ -471,16 +476,23 @@ class Put(Stream):
         except OSError:
             pass    # not every folder can be read, not every file system knows this
 
+    def close(self):
+        """Some file systems say only here that something could not be written."""
+        fd, self.fd = self.fd, None
+        os.close(fd)
+
     def release(self):
-        if self.fd is not None:
-            os.close(self.fd)
-            self.fd = None
-            try:
-                if self.temporary:
-                    with self.acting:
-                        os.unlink(self.temporary)
-            except OSError:
-                pass    # somebody else was quicker, or the disk has gone
+        try:
+            if self.fd is not None:
+                self.close()
+        except OSError:
+            pass    # the file is not wanted any more
+        try:
+            if self.temporary:
+                with self.acting:
+                    os.unlink(self.temporary)
+        except OSError:
+            pass    # somebody else was quicker, or the disk has gone
 
 
 class Get(Stream):

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from agent_driver import BLOBS, CANCEL, DATA, END, GET, MODULE, PUT, WINDOW
+from agent_driver import BLOBS, CANCEL, DATA, END, GET, MODULE, PUT, ROOM, WINDOW
 
 SIZE = 300000
 
@@ -157,6 +157,59 @@ def test_what_comes_is_wrong(agent, folder, wrong, kind):
     (folder / 'f').write_bytes(b'old')
     assert put(agent, folder / 'f', b'x' * 100, **wrong).failure == kind
     assert (folder / 'f').read_bytes() == b'old' and os.listdir(str(folder)) == ['f']
+
+
+# What a Put asks of the disk, and what becomes of a disk that refuses. Arguments: a folder, and the agent's rooms.
+DISK = r'''
+import hashlib, os, sys
+place = sys.argv[1]
+for room in sys.argv[2:]:
+    exec(compile(open(room).read(), room, 'exec'))
+
+synced, broken = [], []
+
+def fsync(fd):
+    synced.append(os.path.basename(os.readlink('/proc/self/fd/%d' % fd))[:5])
+
+def close(fd, close=os.close):
+    name = os.readlink('/proc/self/fd/%d' % fd)
+    close(fd)
+    if broken and place in name:
+        raise OSError(errno.EDQUOT, 'Disk quota exceeded')
+
+os.fsync, os.close = fsync, close
+
+class agent:
+    folders, streams, umask = {}, {}, 0o22
+    send = ended = staticmethod(lambda *_: None)
+
+def put(name, body=b'body'):
+    agent.streams[1] = stream = Put(agent, 1)
+    try:
+        stream.start(pack((1, os.path.join(place, name)), (2, len(body)), (4, hashlib.sha256(body).digest())))
+        stream.frame(DATA, body)
+        stream.frame(END, b'')
+    except EnvironmentError as e:
+        stream.abort('io', os.strerror(e.errno))
+    assert stream.done and not agent.streams
+    return open(os.path.join(place, name), 'rb').read()
+
+# What stays is on the disk before it has its name, and its name with it; what an action moves on is not waited for.
+assert put('f') == b'body' and synced == ['.mito', os.path.basename(place)[:5]], synced
+agent.folders[to_bytes(place)] = b''
+assert put('g') == b'body' and len(synced) == 2
+
+# What a disk refuses at the very end leaves what was there.
+broken.append(True)
+assert put('g', b'other') == b'body' and sorted(os.listdir(place)) == ['f', 'g']
+print('well')
+'''
+
+
+def test_only_what_stays_is_waited_for(python, folder):
+    rooms = [os.path.join(ROOM, name) for name in ('agent_frames.py', 'agent_payload.py', 'agent_fresh.py', 'agent_streams.py')]
+    done = subprocess.run([python, '-c', DISK, str(folder), *rooms], check=False, capture_output=True)
+    assert done.stdout.strip() == b'well', done.stderr.decode()
 
 
 @pytest.mark.parametrize('how', ['cancel', 'end', 'link'])
