@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-CORES := 2.16 2.17 2.18 2.19 2.20 2.21
+CORES := 2.16 2.17 2.18 2.19 2.20 2.21 2.22
 N ?= 50
 
 .PHONY: help build gen check test integration core-targets matrix bench demo flake venvs fmt clean
@@ -43,7 +43,7 @@ demo: ## one playbook, plain and through mitogen-mux, and what each cost; instal
 flake: build ## every unit test N=50 times
 	@python3 tools/tier.py flake $(N)
 
-venvs: ## .venv-2.16 to .venv-2.21, as far as this machine has a Python for them
+venvs: ## .venv-2.16 to .venv-2.22, as far as this machine has a Python for them
 	@for core in $(CORES); do tools/venv.sh $$core || [ $$? = 77 ] || exit 1; done
 
 fmt: ## format everything

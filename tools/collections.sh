@@ -2,7 +2,7 @@
 # Puts the collections of tests that need some where they are found, as the distribution `ansible` of an ansible-core has them, and prints
 # the folder. They are some 100 MiB to fetch.
 #
-#   tools/collections.sh 2.16 … 2.21
+#   tools/collections.sh 2.16 … 2.22
 set -eu
 cd "$(dirname "$0")/.."
 core=$1

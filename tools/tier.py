@@ -29,7 +29,8 @@ import xml.etree.ElementTree
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / '.cache' / 'results'
 GO_TOOL = ('go', 'tool', '-modfile=tools/go.mod')
-CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21')
+CORES = ('2.16', '2.17', '2.18', '2.19', '2.20', '2.21', '2.22')
+COMING = ('2.22',)  # not released yet: never the newest
 OTHER_OPENSSH = ('bullseye', 'trixie')  # Debian releases: 8.4 and 10.0
 CROSS = ('linux/amd64', 'linux/arm64', 'darwin/amd64', 'darwin/arm64')
 LONG_GO = '^(TestModel|TestFaultAtEachFrameForTwo)$'
@@ -171,9 +172,9 @@ def make_venv(name: str) -> str:
 
 
 def newest_core() -> str:
-    """The newest core that this machine can run."""
+    """The newest core that has been released and that this machine can run."""
     for core in reversed(CORES):
-        if not make_venv(core):
+        if core not in COMING and not make_venv(core):
             return core
     sys.exit('no ansible-core can be installed here')
 
@@ -320,9 +321,10 @@ def main(argv: list[str]) -> int:
             check(tier)
         case ['test']:
             tier = Tier('test')
-            middle = between()[2:3]  # 2.19, the first with what is common to all newer ones
+            middle = [*between()[2:3], *COMING]  # 2.19, the first with what is common to all newer ones
             make_cores((*middle, *ends()))
-            works = units(tier, {ends()[1]: 'not stress and not slow', ends()[0]: 'not stress'}, 'ends', go=('-skip', LONG_GO))
+            coming = dict.fromkeys(COMING, 'not stress and not slow')
+            works = units(tier, {ends()[1]: 'not stress and not slow', ends()[0]: 'not stress', **coming}, 'ends', go=('-skip', LONG_GO))
             smoke = chain(tier, dict.fromkeys(middle, 'smoke'), '-k', 'test_case')
             side_by_side([*chain(tier, dict.fromkeys(ends(), 'cases')), *works, *smoke])
             tier.check('demo', 'demo/run.sh')

@@ -2,7 +2,7 @@
 # Makes a virtual environment, if it is not there as it should be. Prints nothing unless something is wrong; if no Python can be had it
 # prints why and exits 77.
 #
-#   tools/venv.sh 2.16 … 2.21   .venv-2.16: that ansible-core at its newest patch, with what plugins and tests need
+#   tools/venv.sh 2.16 … 2.22   .venv-2.16: that ansible-core at its newest patch, with what plugins and tests need
 #   tools/venv.sh tools         .venv-tools: ruff, mypy, vermin
 #   tools/venv.sh bench         .venv-bench: the newest ansible-core and Mitogen, for make bench
 #   tools/venv.sh gen           .venv-gen: protoc
@@ -18,6 +18,7 @@ case $name in
 2.19) pythons="13 12 11" packages="ansible-core==2.19.14" ;;
 2.20) pythons="14 13 12" packages="ansible-core==2.20.9" ;;
 2.21) pythons="14 13 12" packages="ansible-core==2.21.5" ;;
+2.22) pythons="14 13" packages="ansible-core==2.22.0rc1" ;;
 tools) pythons="13 12 11 10" packages="-r tools/requirements.txt" ;;
 bench) pythons="13 14 12" packages="ansible-core==2.21.5 mitogen==0.3.54 -r ansible_plugins/requirements.txt" ;;
 gen) pythons="12 11 10 9 8" packages="grpcio-tools==1.65.5 setuptools<81" ;;

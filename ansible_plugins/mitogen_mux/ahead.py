@@ -192,7 +192,7 @@ class _Runner:
         """Whether its item has brought variables."""
         self.outdated = False
         """Whether the other one's has, after its own had begun."""
-        self.lead = following.Lead(judged=False)
+        self.lead = following.Lead(judged=compat.MASKS_SECRETS)  # only a good result says that it tells of no secrets
         self.left = False
         """Whether its item's first request has left before its turn."""
         self._loop = loop

@@ -29,6 +29,7 @@ _TO_2_18 = {
 _LIMIT_TO_2_18 = re.compile(rb'requested_soft = min\(existing_hard, (\d+)\)')
 
 _SINCE_2_19 = ('ansible_module', 'module_fqn', 'profile', 'rlimit_nofile', 'params', 'extensions', 'zip_data')
+_UNUSED = ('date_time', 'secrets')
 
 _ASSIGNMENT = re.compile(r'([A-Za-z_][A-Za-z0-9_]*)=(.*)', re.S)
 
@@ -67,7 +68,7 @@ def token(connection: t.Any, in_data: bytes, cmd: str, escalation: hops.Escalati
     made = payload.Token()
     made.source = Zip(values['ansible_module'], values['module_fqn'], values['zip_data'])
     made.params = values['params'].encode()
-    if len(made.params) > payload.MAX_PARAMS:
+    if not payload.fits(made.params):
         return None
     made.environment = environment
     made.interpreter = interpreter
@@ -88,10 +89,12 @@ def _values(in_data: bytes) -> dict[str, t.Any] | None:
         return values if len(values) == len(_TO_2_18) + 1 else None
     _, _, call = in_data.rpartition(b'\n    _ansiballz_main(\n')
     values = {}
-    for line in call.decode().split('\n'):
+    for line in call.decode().removesuffix('\n)\n').split('\n'):
         name, _, value = line.partition('=')
         if name in _SINCE_2_19:
             values[name] = ast.literal_eval(value.removesuffix(','))
+        elif name not in _UNUSED:
+            return None
     if len(values) != len(_SINCE_2_19) or values['extensions'] or values['profile'] != compat.PROFILE:
         return None
     return values

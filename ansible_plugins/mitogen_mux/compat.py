@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -63,6 +64,20 @@ if BUILT_MODULE is not None:
 def tags(value: t.Any) -> t.Any:
     """What is known of a value besides itself, which only cores since 2.19 know."""
     return getattr(value, '_ansible_tags_mapping', None)
+
+
+def _secret_masker() -> t.Any:
+    with contextlib.suppress(ImportError):
+        from ansible.module_utils._internal import _secrets
+
+        return _secrets._secret_masker
+    return None
+
+
+_masker = _secret_masker()
+
+MASKS_SECRETS = _masker is not None
+"""Whether the core remembers what is secret, and results tell of more: since 2.22."""
 
 
 def _copy_clears_acls() -> bool:
@@ -126,6 +141,14 @@ def encode_params(module_args: dict[str, t.Any]) -> bytes:
     from ansible.module_utils.common.json import Direction, get_module_encoder
 
     return json.dumps(params, cls=get_module_encoder(PROFILE, Direction.CONTROLLER_TO_MODULE)).encode()
+
+
+def secrets_in(params: bytes) -> list[bytes]:
+    """The texts in a module's parameters that the core masks. The module is told them, for what it logs. What is secret becomes known as the run
+    goes on: so this is asked late."""
+    if not MASKS_SECRETS:
+        return []
+    return [secret.encode('utf-8', 'surrogatepass') for secret in sorted(_masker.secrets_in_json(params.decode('utf-8', 'surrogatepass')))]
 
 
 def fill_payload(archive: t.Any, module_name: str, fqn: str, path: str, source: bytes) -> None:
@@ -357,7 +380,7 @@ def _run_since_2_21(job: dict[str, t.Any], _task: t.Any) -> None:
     from ansible.playbook.task import Task
 
     host, task, final_q = job['host'], job['task'], job['final_q']
-    with _task.TaskContext.create(task=task, task_vars=job['task_vars'], host_name=host.name):
+    with _task.TaskContext.create(task=task, task_vars=job['task_vars'], host_name=host.name) as context, _secrets_followed(context):
         task.squash()
         executor = TaskExecutor(host, job['play_context'], job['loader'], job['shared_loader_obj'], final_q, job['variable_manager'])
         utr = executor.run()
@@ -374,6 +397,16 @@ def _run_since_2_21(job: dict[str, t.Any], _task: t.Any) -> None:
                 utr = _task.UnifiedTaskResult.create_from_action_exception(wrapped)
                 utr.finalize_registered_values()
                 final_q.send_task_result(Host(name=host.name), surrogate, utr)
+
+
+@contextlib.contextmanager
+def _secrets_followed(context: t.Any) -> t.Iterator[None]:
+    """Since 2.22 a context is told of each secret that becomes known, as long as its process lives."""
+    try:
+        yield
+    finally:
+        if (tracker := getattr(context, '_new_secrets', None)) is not None:
+            tracker.unregister()
 
 
 def missing_loops() -> str:
@@ -497,4 +530,8 @@ def missing_seams() -> str:
             return f'module_common.{name}'
     if not callable(getattr(loader.connection_loader, 'get_with_context', None)):
         return 'PluginLoader.get_with_context'
+    if LOADER:
+        needed = {p.name for p in inspect.signature(importlib.import_module(LOADER).run_module).parameters.values() if p.default is p.empty}
+        if not needed <= {'json_params', 'profile', 'module_fqn', 'modlib_path', 'extensions', 'secrets'}:  # what the agent has for it
+            return 'the parameters of run_module'
     return ''

@@ -13,7 +13,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 
-from . import along, ansiballz, baton, beforehand, daemon, display, errands, errors, hops, payload, rehearsal, successors
+from . import along, ansiballz, baton, beforehand, compat, daemon, display, errands, errors, hops, payload, rehearsal, successors
 from .client import RpcError
 from .v1 import error_pb2, jobs_pb2, path_pb2
 
@@ -318,6 +318,11 @@ class MuxConnection(errands.Carrier):
 
     def _mux_send(self, request: jobs_pb2.Request, bodies: dict[int, bytes], timeout: float | None) -> list[Result | None]:
         steps = request.steps
+        if not request.HasField('follow'):
+            baton.turn()  # what came before may have told of secrets; if it does, nothing follows it
+        for step in steps:
+            if step.WhichOneof('action') == 'module':
+                step.module.secrets[:] = compat.secrets_in(step.module.params)
         files_only = all(step.WhichOneof('action') in ('put', 'get', 'folder') for step in steps)
         out: list[tuple[list[bytes], list[bytes]]] = [([], []) for _ in steps]
         codes: dict[int, int | None] = {}

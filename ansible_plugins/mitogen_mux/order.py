@@ -30,7 +30,7 @@ _PURE = (
 )
 """Where filters and tests are written whose answers depend on their arguments alone …"""
 
-_IMPURE = frozenset(('expanduser', 'expandvars', 'fileglob', 'normpath', 'realpath', 'relpath', 'strftime', 'vaulted_file'))
+_IMPURE = frozenset(('expanduser', 'expandvars', 'fileglob', 'mask_secrets', 'normpath', 'realpath', 'register_secret', 'relpath', 'strftime', 'vaulted_file'))
 """… but for these."""
 
 _Identity = tuple[int, ...] | None

@@ -49,6 +49,15 @@ MAX_PARAMS = 1 << 20
 """Longest parameters, in bytes, that go in a request, which is one message. The stock payload is a command's input and has no limit."""
 
 
+MAX_SECRETS = 32 << 10
+"""Longest texts in parameters, in bytes together, that a module is told not to show: they go in one frame of the agent's protocol."""
+
+
+def fits(params: bytes) -> bool:
+    """Whether a module with these parameters can be asked for."""
+    return len(params) <= MAX_PARAMS and (len(params) <= MAX_SECRETS or sum(map(len, compat.secrets_in(params))) <= MAX_SECRETS)
+
+
 class Token(bytes):
     """What the build seam gives Ansible in place of a payload, and the exec seam takes back. Should anybody run its text all the same,
     it fails and says so."""

@@ -168,7 +168,7 @@ def _tokenize(action: t.Any, call: dict[str, t.Any], stock: t.Callable[[], bytes
         params = compat.encode_params(call['module_args'])
     except TypeError:
         return None  # the core says it better
-    if len(params) > payload.MAX_PARAMS:
+    if not payload.fits(params):
         return None
     beforehand.expect(source)
     interpreter, arguments = module_common._extract_interpreter(source.data)

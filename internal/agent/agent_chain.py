@@ -27,12 +27,14 @@ def same(a, b):
 
 
 def succeeded(out):
-    """Whether what a module printed is one JSON object that tells of no failure and brings no facts: whatever comes next may begin."""
+    """Whether what a module printed is one JSON object that tells of no failure and brings neither facts nor secrets (since 2.22): whatever
+    comes next may begin."""
     try:
         found = json.loads(out.decode('utf-8'))
     except (ValueError, RuntimeError):      # no JSON, or nested too deep
         return False
-    return isinstance(found, dict) and not (found.get('failed') or found.get('unreachable') or found.get('rc') or 'ansible_facts' in found)
+    return isinstance(found, dict) and not (found.get('failed') or found.get('unreachable') or found.get('rc') or 'ansible_facts' in found or
+                                           '_ansible_new_secrets' in found)
 
 
 class Chain(object):

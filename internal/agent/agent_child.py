@@ -233,7 +233,7 @@ def execute(argv):
         return 127 if e.errno == errno.ENOENT else 126
 
 
-def run_module(payload, params, importer):
+def run_module(payload, params, secrets, importer):
     """What AnsiballZ's wrapper does once its zip is on sys.path."""
     from importlib import import_module
     sys.path.insert(0, importer.root)
@@ -242,7 +242,8 @@ def run_module(payload, params, importer):
         run = import_module(payload.loader).run_module
         code = run.__code__
         known = code.co_varnames[:code.co_argcount + getattr(code, 'co_kwonlyargcount', 0)]
-        given = dict(json_params=params, profile=payload.profile, module_fqn=payload.module, modlib_path=importer.root, extensions={})
+        given = dict(json_params=params, profile=payload.profile, module_fqn=payload.module, modlib_path=importer.root, extensions={},
+                     secrets=frozenset(secret.decode('utf-8', 'surrogatepass') for secret in secrets))
         return run(**dict((name, given[name]) for name in given if name in known))
     import runpy
     import_module('ansible.module_utils.basic')._ANSIBLE_ARGS = params
@@ -346,8 +347,11 @@ class Diary(object):
         self.room[start:start + NUMBER.size] = NUMBER.pack(len(data))   # last: the module may be killed between the two
 
     def censor(self, text):
-        """Without the values that are no_log to the module, by Ansible's own function."""
+        """Without the values that are no_log to the module, and since 2.22 without all that it knows to be secret, by Ansible's own function."""
         import gc
+        masks = sys.modules.get('ansible.module_utils.secrets')
+        if masks:
+            return masks.mask_secrets(text)
         basic = sys.modules.get('ansible.module_utils.basic')
         secrets = set()
         for module in gc.get_objects():

@@ -234,7 +234,7 @@ class Module(Job):
     def start(self, record):
         if not self.chain:
             self.agent.refuse_if_stale()
-        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9, 10, 11, 12), (4, 6))
+        self.fields = unpack(record, (1, 2, 3, 5, 7, 8, 9, 10, 11, 12), (4, 6, 13))
         self.judged = self.fields[11] == b'1'
         if self.judged:
             self.printed = []
@@ -311,7 +311,7 @@ class Module(Job):
         if self.report:
             agent.importer.begin_report()
         pid = os.getpid()
-        code = interpret(lambda: run_module(payload, fields[2], agent.importer))
+        code = interpret(lambda: run_module(payload, fields[2], fields[13], agent.importer))
         if pid == os.getpid():
             if self.report:
                 agent.importer.write_report(self.report)
@@ -395,7 +395,7 @@ class Spare(object):
             os._exit(0)     # it is not needed, or the agent has gone
         self.words[:] = WORDS.pack(BEGUN, 0, 0, 0)
         job = Module(self.agent, 0)
-        job.fields = unpack(order, (1, 2, 5, 7, 9), (4, 6))
+        job.fields = unpack(order, (1, 2, 5, 7, 9), (4, 6, 13))
         job.payload = self.agent.payloads[job.fields[1]]
         job.folders = self.agent.packages
         self.equip(job)
@@ -411,7 +411,7 @@ class Spare(object):
     def take(self, job):
         """Becomes the job; False if it cannot."""
         fields = job.fields
-        order = pack((5, fields[5]), (7, fields[7]), (9, fields[9]), (1, fields[1]), (2, fields[2]), *[(n, one) for n in (4, 6) for one in fields[n]])
+        order = pack((5, fields[5]), (7, fields[7]), (9, fields[9]), (1, fields[1]), (2, fields[2]), *[(n, one) for n in (4, 6, 13) for one in fields[n]])
         if job.payload not in self.payloads or fields[10] == b'1' or len(order) > self.room:
             return False
         try:

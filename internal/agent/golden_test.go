@@ -71,6 +71,9 @@ func goldenMessages() []goldenMessage {
 		{"open-module-logging", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Logging: true}},
 		{"open-module-judged", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Judged: true}},
 		{"open-module-glance", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "stat", Glance: true}},
+		{"open-module-secrets", down, Frame{TypeOpen, 3, nil}, Module{
+			Manifest: sum, Params: []byte(`{"a": "pass\\nword", "b": "\\u00e9t\\u00e9"}`), Name: "ping", Secrets: words("pass\nword", "été", "\xed\xa0\x80"),
+		}},
 		{"open-module-stdin", down, Frame{TypeOpen, 3, nil}, Module{Manifest: sum, Params: []byte(`{}`), Name: "ping", Stdin: true}},
 		{"open-command", down, Frame{TypeOpen, 4, nil}, Command{
 			Argv: words("/bin/sh", "-c", "echo 'x'; \xfe", ""), TTY: true, Cwd: []byte("/"), Environ: words("A=b"),

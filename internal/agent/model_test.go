@@ -82,6 +82,7 @@ func genRequest() *rapid.Generator[Request] {
 				Environment: genList().Draw(t, "environment"), Cwd: genBytes(9).Draw(t, "cwd"), Environ: genList().Draw(t, "environ"),
 				RlimitNofile: count.Draw(t, "nofile"), ParamsFollow: rapid.Bool().Draw(t, "follow"), Logging: rapid.Bool().Draw(t, "logging"),
 				Stdin: rapid.Bool().Draw(t, "stdin"), Judged: rapid.Bool().Draw(t, "judged"), Glance: rapid.Bool().Draw(t, "glance"),
+				Secrets: genList().Draw(t, "secrets"),
 			}
 		case KindCommand:
 			return Command{

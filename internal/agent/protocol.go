@@ -145,10 +145,11 @@ type Module struct {
 	Cwd          []byte
 	Environ      [][]byte
 	RlimitNofile uint64
-	Logging      bool // what it writes to Python's logging comes in the Result
-	Stdin        bool // what is sent on the stream is its stdin; Params have to fit into the OPEN frame
-	Judged       bool // those who follow it begin only if it has succeeded; so does the Result say
-	Glance       bool // it is the core's stat, of which no more is wanted than whether a file is there, and which
+	Logging      bool     // what it writes to Python's logging comes in the Result
+	Stdin        bool     // what is sent on the stream is its stdin; Params have to fit into the OPEN frame
+	Judged       bool     // those who follow it begin only if it has succeeded; so does the Result say
+	Glance       bool     // it is the core's stat, of which no more is wanted than whether a file is there, and which
+	Secrets      [][]byte // texts in Params that the module leaves out of what it logs
 
 	// ParamsFollow: Params go on as DATA until END. Open sets it when they are too long for the OPEN frame, and sends the rest.
 	ParamsFollow bool

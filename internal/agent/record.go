@@ -214,6 +214,7 @@ func (m Module) fields(r *record) {
 	r.putBool(10, m.Stdin)
 	r.putBool(11, m.Judged)
 	r.putBool(12, m.Glance)
+	r.putEach(13, m.Secrets)
 }
 
 func (c Command) fields(r *record) {
@@ -272,7 +273,7 @@ func DecodeRequest(payload []byte) (Request, error) {
 		return decodeRequest(&m, fields, schema{
 			1: asDigest(&m.Manifest), 2: asBytes(&m.Params), 3: asString(&m.Name), 4: asList(&m.Environment), 5: asBytes(&m.Cwd),
 			6: asList(&m.Environ), 7: asUint(&m.RlimitNofile, maxCount), 8: asBool(&m.ParamsFollow),
-			9: asBool(&m.Logging), 10: asBool(&m.Stdin), 11: asBool(&m.Judged), 12: asBool(&m.Glance),
+			9: asBool(&m.Logging), 10: asBool(&m.Stdin), 11: asBool(&m.Judged), 12: asBool(&m.Glance), 13: asList(&m.Secrets),
 		})
 	case KindCommand:
 		var c Command

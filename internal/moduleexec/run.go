@@ -46,6 +46,7 @@ type Module struct {
 	Logging      bool // see Result.Logged
 	Judged       bool // see Result.Succeeded
 	Glance       bool // see agent.Module
+	Secrets      [][]byte
 	Body         Body // nil: stdin is at EOF
 }
 
@@ -101,6 +102,7 @@ func RunModule(ctx context.Context, c Caller, m *Module, out *Output) (Result, e
 		Stdin:        m.Body != nil,
 		Judged:       m.Judged,
 		Glance:       m.Glance,
+		Secrets:      m.Secrets,
 	})
 	if err != nil {
 		return Result{}, typed(ctx, err)

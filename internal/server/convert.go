@@ -296,6 +296,7 @@ func toModule(m *muxv1.Module) (*moduleStep, error) {
 		RlimitNofile: m.GetRlimitNofile(),
 		Logging:      m.GetLogging(),
 		Glance:       m.GetGlance(),
+		Secrets:      m.GetSecrets(),
 	}}, nil
 }
 

@@ -24,6 +24,7 @@ TEXTS = {
     'rc': ('{"rc": 2}', False),
     'unreachable': ('{"unreachable": true}', False),
     'facts': ('{"ansible_facts": {}}', False),
+    'secrets': ('{"_ansible_new_secrets": ["a"]}', False),
     'nothing': ('', False),
     'no object': ('[1]', False),
     'noise before it': ('noise\n{"changed": true}', False),

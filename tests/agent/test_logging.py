@@ -72,6 +72,12 @@ log.warning({'key': 'other psst'})
     assert run(modules, lines, ASK, basic=WITH_SECRETS).logged == ['some.where: password is ********', "some.where: {'key': '******** ********'}"]
 
 
+def test_a_core_that_knows_what_is_secret_is_asked(modules):
+    masks = {'ansible/module_utils/secrets.py': b"def mask_secrets(text):\n    return text.replace('hush', '$REDACTED$')\n"}
+    lines = "from ansible.module_utils import basic\nlog.warning('hush')\nimport ansible.module_utils.secrets\nlog.warning('hush, hush')"
+    assert run(modules, lines, ASK, extra=masks).logged == ['some.where: hush', 'some.where: $REDACTED$, $REDACTED$']
+
+
 def test_nothing_is_said_that_cannot_be_censored(modules):
     lines = "from ansible.module_utils import basic\nmodule = basic.AnsibleModule('hush')\ndel basic.remove_values\nlog.warning('hush')"
     assert run(modules, lines, ASK, basic=WITH_SECRETS).logged == []

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from agent_driver import CANCEL, DATA, DROP, END, INTERPRETERS, MODULE, WINDOW, eventually, gone
-from agent_modules import BASIC, Modules
+from agent_modules import BASIC, LOADER, Modules
 from agent_payloads import manifest
 
 BOTH_WAYS = True
@@ -51,6 +51,22 @@ def test_what_a_module_sees(modules, loader, preload):
     assert seen['session'] and seen['signals'] == [0, 'python', 0, 0, 1]
     assert seen['names'] == ['_modlib_path', '_module_fqn', 'basic', 'handler', 'json', 'main', 'os', 'same', 'signal', 'sys']
     assert seen['loader'] and seen['source'] == BASIC.decode() and seen['data'] > 100
+
+
+@pytest.mark.parametrize('told', [[], ['two\nlines', 'été', '\ud800']], ids=['nothing', 'three'])
+def test_a_loader_is_told_what_is_secret(modules, python, told):
+    if dict(zip(INTERPRETERS.values(), INTERPRETERS))[python].startswith('2.'):
+        pytest.skip('no loader that wants to know runs on Python 2')
+    loader = LOADER.replace(b'extensions, init_globals=None', b'extensions, secrets')
+    loader = loader.replace(b'json_params\n    assert', b'json_params\n    basic.secrets = secrets\n    assert')
+    result = modules.run(
+        'from ansible.module_utils import basic; print(ascii(sorted(basic.secrets)))',
+        *[(13, secret.encode('utf-8', 'surrogatepass')) for secret in told],
+        loader='ansible.module_utils.loader',
+        profile='legacy',
+        extra={'ansible/module_utils/loader.py': loader},
+    )
+    assert result.data.decode() == ascii(sorted(told)) + '\n', result.err.decode()
 
 
 def test_a_whole_result_is_one_write(modules):

@@ -27,7 +27,7 @@ from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2  #
 
 RUNNER = '''
 import json, os, sys
-files, module, loader, profile, limit = sys.argv[1:6]
+files, module, loader, profile, limit, *secrets = sys.argv[1:]
 params = sys.stdin.buffer.read()
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 del sys.argv[1:]
@@ -35,7 +35,9 @@ sys.path[:] = [files] + [p for p in sys.path if p not in ('', '.')]
 sys.argv[0] = os.path.join(files, module.replace('.', '/') + '.py')
 if loader:
     import importlib
-    importlib.import_module(loader).run_module(json_params=params, profile=profile, module_fqn=module, modlib_path=files, extensions={})
+    run = importlib.import_module(loader).run_module
+    more = dict(secrets=frozenset(secrets)) if 'secrets' in run.__code__.co_varnames else {}
+    run(json_params=params, profile=profile, module_fqn=module, modlib_path=files, extensions={}, **more)
 else:
     import runpy
     from ansible.module_utils import basic
@@ -137,7 +139,7 @@ class FakeSession:
             environ = {**os.environ, **{v.name.decode(): v.value.decode() for v in step.environment}}
             manifest = offer.manifest
             argv = [path.hops[-1].interpreter, '-c', RUNNER, folder, manifest.module, manifest.loader, manifest.profile, str(step.rlimit_nofile)]
-            return run(argv, step.params, environ, step.process.cwd or None)
+            return run([*argv, *(secret.decode() for secret in step.secrets)], step.params, environ, step.process.cwd or None)
 
     def _command(self, step: jobs_pb2.Command, path: path_pb2.Path, body: bytes) -> tuple[int, bytes, bytes]:
         assert step.has_body == bool(body)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import fcntl
 import hashlib
+import importlib
+import inspect
 import io
 import os
 import pathlib
@@ -58,6 +60,41 @@ def test_manifest_is_the_stock_payload(name: str, path: str) -> None:
     assert made.manifest.profile == values.get('profile', '')
     assert compat.encode_params({'x': 'y', '_ansible_version': '2'}) == values['params'].encode()
     assert list(made.manifest.preload) == compat.preload_roots()
+
+
+@pytest.mark.skipif(compat.BUILT_MODULE is None, reason='up to 2.18 a payload has no call with names')
+def test_what_a_later_core_may_add_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = compat.built_data(core.stock('ping', core.module_path('ping'), {}))
+    assert ansiballz._values(known) is not None
+    assert ansiballz._values(known.replace(b'\nextensions=', b'\nnovel=1,\nextensions=')) is None
+    assert compat.missing_seams() == ''
+    run_module = importlib.import_module(compat.LOADER).run_module
+    signature = inspect.signature(run_module)
+    for default, missing in ((1, ''), (inspect.Parameter.empty, 'the parameters of run_module')):
+        novel = inspect.Parameter('novel', inspect.Parameter.KEYWORD_ONLY, default=default)
+        monkeypatch.setattr(run_module, '__signature__', signature.replace(parameters=[*signature.parameters.values(), novel]), raising=False)
+        assert compat.missing_seams() == missing
+
+
+def test_secrets_of_a_modules_parameters() -> None:
+    texts = ['a "quoted" w\u00f6rd', 'two\nlines', 'half\ud800']
+    if compat.MASKS_SECRETS:
+        from ansible.module_utils.secrets import register_secrets
+
+        register_secrets(texts)
+    found = compat.secrets_in(compat.encode_params({'_raw_params': ' '.join(texts), '_ansible_version': '2'}))
+    assert found == ([text.encode('utf-8', 'surrogatepass') for text in texts[:1] + texts[2:] + texts[1:2]] if compat.MASKS_SECRETS else [])
+    assert compat.secrets_in(b'{"_raw_params": "nothing"}') == []
+
+
+def test_what_is_too_long_for_a_request() -> None:
+    long, longer = os.urandom(payload.MAX_SECRETS // 2).hex(), os.urandom(payload.MAX_SECRETS // 2 + 1).hex()
+    if compat.MASKS_SECRETS:
+        from ansible.module_utils.secrets import register_secrets
+
+        register_secrets((long, longer))
+    assert payload.fits(long.encode() * 3) and payload.fits(longer.encode()) is not compat.MASKS_SECRETS
+    assert payload.fits(bytes(payload.MAX_PARAMS)) and not payload.fits(bytes(payload.MAX_PARAMS + 1))
 
 
 @pytest.mark.parametrize(('name', 'real'), [('command', False), ('copy', False), ('setup', False), ('ping', False), ('apt', True), ('dnf', True)])

@@ -82,7 +82,7 @@ class Guard(_message.Message):
     def __init__(self, step: _Optional[int] = ..., field: _Optional[str] = ..., value: _Optional[str] = ..., unequal: bool = ...) -> None: ...
 
 class Module(_message.Message):
-    __slots__ = ("payload", "params", "name", "environment", "process", "rlimit_nofile", "logging", "input", "glance")
+    __slots__ = ("payload", "params", "name", "environment", "process", "rlimit_nofile", "logging", "input", "glance", "secrets")
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,7 @@ class Module(_message.Message):
     LOGGING_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     GLANCE_FIELD_NUMBER: _ClassVar[int]
+    SECRETS_FIELD_NUMBER: _ClassVar[int]
     payload: bytes
     params: bytes
     name: str
@@ -101,7 +102,8 @@ class Module(_message.Message):
     logging: bool
     input: str
     glance: bool
-    def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ..., input: _Optional[str] = ..., glance: bool = ...) -> None: ...
+    secrets: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, payload: _Optional[bytes] = ..., params: _Optional[bytes] = ..., name: _Optional[str] = ..., environment: _Optional[_Iterable[_Union[Variable, _Mapping]]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., rlimit_nofile: _Optional[int] = ..., logging: bool = ..., input: _Optional[str] = ..., glance: bool = ..., secrets: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Command(_message.Message):
     __slots__ = ("argv", "plain", "has_body", "tty", "process", "remember", "discovery")

@@ -608,7 +608,9 @@ type Module struct {
 	// big-endian), its content and the SHA-256 of that; 32 zero bytes if it cannot be read, or has changed meanwhile. Empty: stdin is at EOF.
 	Input string `protobuf:"bytes,8,opt,name=input,proto3" json:"input,omitempty"`
 	// It is the core's stat, and its action wants to know no more than whether a file is there, and which: the agent may say that itself.
-	Glance        bool `protobuf:"varint,9,opt,name=glance,proto3" json:"glance,omitempty"`
+	Glance bool `protobuf:"varint,9,opt,name=glance,proto3" json:"glance,omitempty"`
+	// Texts in params that are not to be shown, in UTF-8 with surrogates as they are: the module leaves them out of what it logs.
+	Secrets       [][]byte `protobuf:"bytes,10,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -704,6 +706,13 @@ func (x *Module) GetGlance() bool {
 		return x.Glance
 	}
 	return false
+}
+
+func (x *Module) GetSecrets() [][]byte {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
 }
 
 // Command is a command line for the account's shell.
@@ -1860,7 +1869,7 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\rR\x04step\x12\x14\n" +
 	"\x05field\x18\x02 \x01(\tR\x05field\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\tR\x05value\x12\x18\n" +
-	"\aunequal\x18\x04 \x01(\bR\aunequal\"\xaa\x02\n" +
+	"\aunequal\x18\x04 \x01(\bR\aunequal\"\xc4\x02\n" +
 	"\x06Module\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\x12\x16\n" +
 	"\x06params\x18\x02 \x01(\fR\x06params\x12\x12\n" +
@@ -1870,7 +1879,9 @@ const file_mitogen_mux_v1_jobs_proto_rawDesc = "" +
 	"\rrlimit_nofile\x18\x06 \x01(\x04R\frlimitNofile\x12\x18\n" +
 	"\alogging\x18\a \x01(\bR\alogging\x12\x14\n" +
 	"\x05input\x18\b \x01(\tR\x05input\x12\x16\n" +
-	"\x06glance\x18\t \x01(\bR\x06glance\"\xe8\x01\n" +
+	"\x06glance\x18\t \x01(\bR\x06glance\x12\x18\n" +
+	"\asecrets\x18\n" +
+	" \x03(\fR\asecrets\"\xe8\x01\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\fR\x04argv\x12\x14\n" +
 	"\x05plain\x18\x02 \x01(\fR\x05plain\x12\x19\n" +
