@@ -530,8 +530,12 @@ def missing_seams() -> str:
             return f'module_common.{name}'
     if not callable(getattr(loader.connection_loader, 'get_with_context', None)):
         return 'PluginLoader.get_with_context'
-    if LOADER:
-        needed = {p.name for p in inspect.signature(importlib.import_module(LOADER).run_module).parameters.values() if p.default is p.empty}
-        if not needed <= {'json_params', 'profile', 'module_fqn', 'modlib_path', 'extensions', 'secrets'}:  # what the agent has for it
-            return 'the parameters of run_module'
-    return ''
+    return 'the parameters of run_module' if unknown_to_agents() else ''
+
+
+def unknown_to_agents() -> set[str]:
+    """What a payload's entry point wants and no agent has for it."""
+    if not LOADER:
+        return set()
+    parameters = inspect.signature(importlib.import_module(LOADER).run_module).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty} - {'json_params', 'profile', 'module_fqn', 'modlib_path', 'extensions', 'secrets'}

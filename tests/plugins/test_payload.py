@@ -67,13 +67,13 @@ def test_what_a_later_core_may_add_is_not_passed_over(monkeypatch: pytest.Monkey
     known = compat.built_data(core.stock('ping', core.module_path('ping'), {}))
     assert ansiballz._values(known) is not None
     assert ansiballz._values(known.replace(b'\nextensions=', b'\nnovel=1,\nextensions=')) is None
-    assert compat.missing_seams() == ''
+    assert compat.unknown_to_agents() == set()
     run_module = importlib.import_module(compat.LOADER).run_module
     signature = inspect.signature(run_module)
-    for default, missing in ((1, ''), (inspect.Parameter.empty, 'the parameters of run_module')):
+    for default, unknown in ((1, set()), (inspect.Parameter.empty, {'novel'})):
         novel = inspect.Parameter('novel', inspect.Parameter.KEYWORD_ONLY, default=default)
         monkeypatch.setattr(run_module, '__signature__', signature.replace(parameters=[*signature.parameters.values(), novel]), raising=False)
-        assert compat.missing_seams() == missing
+        assert compat.unknown_to_agents() == unknown
 
 
 def test_secrets_of_a_modules_parameters() -> None:
