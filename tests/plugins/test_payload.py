@@ -76,23 +76,29 @@ def test_what_a_later_core_may_add_is_not_passed_over(monkeypatch: pytest.Monkey
         assert compat.unknown_to_agents() == unknown
 
 
-def test_secrets_of_a_modules_parameters() -> None:
-    texts = ['a "quoted" w\u00f6rd', 'two\nlines', 'half\ud800']
-    if compat.MASKS_SECRETS:
-        from ansible.module_utils.secrets import register_secrets
+@pytest.fixture
+def register(monkeypatch: pytest.MonkeyPatch) -> t.Callable[[list[str]], None]:
+    """Tells the core what is secret, and it knows of nothing else; a core that does not ask is not told."""
+    if not compat.MASKS_SECRETS:
+        return lambda _: None
+    from ansible.module_utils._internal import _secrets
 
-        register_secrets(texts)
+    masker = _secrets.SecretMasker()
+    monkeypatch.setattr(compat, '_masker', masker)
+    return t.cast('t.Callable[[list[str]], None]', masker.register_secret_texts)
+
+
+def test_secrets_of_a_modules_parameters(register: t.Callable[[list[str]], None]) -> None:
+    texts = ['a "quoted" w\u00f6rd', 'two\nlines', 'half\ud800']
+    register(texts)
     found = compat.secrets_in(compat.encode_params({'_raw_params': ' '.join(texts), '_ansible_version': '2'}))
     assert found == ([text.encode('utf-8', 'surrogatepass') for text in texts[:1] + texts[2:] + texts[1:2]] if compat.MASKS_SECRETS else [])
     assert compat.secrets_in(b'{"_raw_params": "nothing"}') == []
 
 
-def test_what_is_too_long_for_a_request() -> None:
+def test_what_is_too_long_for_a_request(register: t.Callable[[list[str]], None]) -> None:
     long, longer = os.urandom(payload.MAX_SECRETS // 2).hex(), os.urandom(payload.MAX_SECRETS // 2 + 1).hex()
-    if compat.MASKS_SECRETS:
-        from ansible.module_utils.secrets import register_secrets
-
-        register_secrets((long, longer))
+    register([long, longer])
     assert payload.fits(long.encode() * 3) and payload.fits(longer.encode()) is not compat.MASKS_SECRETS
     assert payload.fits(bytes(payload.MAX_PARAMS)) and not payload.fits(bytes(payload.MAX_PARAMS + 1))
 
