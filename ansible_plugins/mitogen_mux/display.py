@@ -9,6 +9,7 @@ import typing as t
 from ansible import constants as C
 from ansible.utils.display import Display
 
+from . import compat
 from .v1 import jobs_pb2
 
 _display = Display()
@@ -40,10 +41,13 @@ def vvv(text: str, host: str) -> None:
 
 
 def result(answer: tuple[int, bytes, bytes], no_log: bool, host: str) -> None:
-    """What a command gave, at -vvv, as the ssh plugin shows it."""
+    """What a command gave, at -vvv, as the ssh plugin shows it: since 2.22 without what might be secret and not be known to be yet."""
     if _display.verbosity < 3:
         return
-    if no_log:
+    if compat.MASKS_SECRETS:
+        _display.vvv(f'rc={answer[0]}', host=host)
+        _display.debug('stdout and stderr censored due to no log' if no_log else f'stdout and stderr: {answer[1:]}')
+    elif no_log:
         _display.vvv(f'rc={answer[0]}, stdout and stderr censored due to no log', host=host)
     else:
         _display.vvv(str(answer), host=host)
