@@ -60,7 +60,7 @@ class RpcError(Exception):
 
 
 class NotSent(RpcError):
-    """The daemon could not be reached: nothing of the call got to it."""
+    """The daemon could not be reached, or ended before it began with the call: nothing of it was run."""
 
 
 class Client:
@@ -71,14 +71,13 @@ class Client:
         self.path = path
         self._connect_timeout = connect_timeout
         self._pid = os.getpid()
-        self._socket: socket.socket | None = None
-        self._h2: h2.connection.H2Connection | None = None
+        self._wire: _Wire | None = None
 
     def close(self) -> None:
         """Closes the connection; a call under way is thereby cancelled in the daemon."""
-        if self._socket is not None:
-            self._socket.close()
-        self._socket = self._h2 = None
+        if self._wire is not None:
+            self._wire.sock.close()
+        self._wire = None
 
     def unary(self, method: str, request: Message, reply_type: type[Reply], timeout: float | None = None) -> Reply:
         """Calls ``/service/Method``. ``timeout`` in seconds. Raises RpcError."""
@@ -114,7 +113,8 @@ class Client:
         except (OSError, h2.exceptions.ProtocolError) as error:
             if isinstance(error, TimeoutError):
                 raise RpcError(DEADLINE_EXCEEDED, f'the mitogen-mux daemon did not answer within {timeout:g} s') from None
-            raise RpcError(UNAVAILABLE, f'the connection to the mitogen-mux daemon was lost: {error}') from None
+            lost = RpcError if call.may_have_begun() else NotSent
+            raise lost(UNAVAILABLE, f'the connection to the mitogen-mux daemon was lost: {error}') from None
         except RpcError:
             done = call.ended
             raise
@@ -123,8 +123,10 @@ class Client:
                 self.close()
 
     def _connect(self) -> _Wire:
-        if self._socket is not None and self._h2 is not None:
-            return _Wire(self._socket, self._h2)
+        if self._wire is not None:
+            if self._wire.stands():
+                return self._wire
+            self.close()
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.settimeout(self._connect_timeout)
@@ -152,20 +154,31 @@ class Client:
         except BaseException:
             sock.close()
             raise
-        self._socket, self._h2 = sock, conn
-        return _Wire(sock, conn)
+        self._wire = _Wire(sock, conn)
+        return self._wire
 
 
-class _Wire(t.NamedTuple):
-    sock: socket.socket
-    h2: h2.connection.H2Connection
+class _Wire:
+    """A connection. ``heard``: whether the daemon has ever said anything on it."""
+
+    def __init__(self, sock: socket.socket, conn: h2.connection.H2Connection) -> None:
+        self.sock = sock
+        self.h2 = conn
+        self.heard = False
+
+    def stands(self) -> bool:
+        """Whether the daemon has not closed it since the last call, whatever it has said meanwhile."""
+        poll = select.poll()
+        poll.register(self.sock, 0)  # POLLHUP and POLLERR are always told
+        return not poll.poll(0)
 
 
 class _Call:
     """One call on a connection: h2 stream, deadline, messages received so far."""
 
     def __init__(self, wire: _Wire, method: str, timeout: float | None) -> None:
-        self._sock, self._h2 = wire
+        self._wire = wire
+        self._sock, self._h2 = wire.sock, wire.h2
         self._method = method
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -173,7 +186,13 @@ class _Call:
         self._buffer = bytearray()
         self._messages: collections.deque[bytes] = collections.deque()
         self._headers: dict[str, str] = {}
+        self._left = False
         self.ended = False
+
+    def may_have_begun(self) -> bool:
+        """Whether the daemon may have taken the call up. Before it looks at what a new connection brings it sends its own preface (RFC 9113, 3.4;
+        grpc-go's NewServerTransport): one that says nothing at all has ended first, as a connection in the backlog of a killed daemon does."""
+        return self._left and self._wire.heard
 
     def send_headers(self) -> None:
         headers = [
@@ -230,6 +249,7 @@ class _Call:
         while data:
             try:
                 data = data[self._sock.send(data) :]
+                self._left = True
             except BlockingIOError:
                 self._wait(select.POLLOUT)
 
@@ -243,6 +263,7 @@ class _Call:
                 self._wait(select.POLLIN)
         if not data:
             raise ConnectionResetError('the daemon closed it')
+        self._wire.heard = True
         for event in self._h2.receive_data(data):
             self._handle(event)
         self._flush()

@@ -154,17 +154,16 @@ class Session:
     def _connect(self) -> None:
         """Attaches to the daemon of the installed binary, starting it where it does not answer."""
         binary = find_binary()
+        deadline = time.monotonic() + START_TIMEOUT
         with baton.locked(self._lock):
-            for start in (False, True):
-                path = _start(binary) if start else _known_socket(binary)
-                if not path:
-                    continue
+            for path, start in _sockets(binary):
                 client = Client(path)
                 try:
                     self.attach = client.unary('/mitogen_mux.v1.Runs/Attach', self._attach_request(), runs_pb2.AttachReply, START_TIMEOUT)
                 except RpcError as error:
                     client.close()
-                    if start:
+                    # One that is being killed takes connections until its last moment: the program takes it for one that serves.
+                    if start and not (isinstance(error, NotSent) and time.monotonic() < deadline):
                         raise DaemonError(f'the mitogen-mux daemon at {path} refuses this run: {error.message}') from None
                     continue
                 self.path, self.started = path, start
@@ -261,6 +260,14 @@ def _known_socket(binary: str) -> str:
         return _note(binary).read_text()
     except OSError:
         return ''
+
+
+def _sockets(binary: str) -> t.Iterator[tuple[str, bool]]:
+    """The socket noted for the binary, then what the program says, however often; and whether the program was run for it."""
+    if known := _known_socket(binary):
+        yield known, False
+    while True:
+        yield _start(binary), True
 
 
 def _start(binary: str) -> str:

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +254,19 @@ def test_stale_socket(stage: Site) -> None:
 # --- in the middle of a task
 
 
+def asleep(line: str) -> dict[str, Any]:
+    """A task of host "bad" that runs a command line there."""
+    return {"shell": line, "ignore_unreachable": True, "when": "inventory_hostname == 'bad'"}
+
+
 @contextlib.contextmanager
-def in_the_middle(site: Site, tasks: list[object], strike: Any) -> Iterator[Run]:
-    """Strike while host "bad" sleeps in its first task; then let "good", which waits for it, go on."""
+def in_the_middle(site: Site, tasks: list[object], strike: Any, sleep: Callable[[str], dict[str, Any]] = asleep) -> Iterator[Run]:
+    """Strike while host "bad" is asleep, after all tasks but the last; then let "good", which waits for it, go on."""
     site.clean(["middle"])
     place = site.work / "middle"
-    sleep = {"shell": f"touch {place}/started; while [ ! -e {place}/struck ]; do sleep 0.05; done", "ignore_unreachable": True}
     hosts = {"bad": site.host_vars(OURS, site.login), "good": site.host_vars(OURS, site.accounts[2])}
-    first = {**sleep, "when": "inventory_hostname == 'bad'"}
-    with site.files(hosts, play(first, *tasks)) as directory:
+    line = f"touch {place}/started; while [ ! -e {place}/struck ]; do sleep 0.05; done"
+    with site.files(hosts, play(*tasks[:-1], sleep(line), tasks[-1])) as directory:
         process = site.start(OURS, directory)
         harness.until(lambda: (place / "started").exists() or process.poll() is not None, 60, "the task has begun")
         strike()
@@ -299,6 +303,24 @@ def test_daemon_killed(stage: Site) -> None:
         assert "Traceback" not in run.said()
         assert stage.daemons(), "the next task started a new one"
         assert not set(stage.daemons()) & set(killed)
+
+
+@pytest.mark.tier("smoke")
+def test_daemon_killed_between_tasks(stage: Site) -> None:
+    """Nobody asks it for anything then, so nobody needs to know."""
+    killed: list[int] = []
+
+    def strike() -> None:
+        killed.extend(stage.daemons())
+        harness.end(killed)
+
+    def asleep_here(line: str) -> dict[str, Any]:
+        return {"debug": {"msg": "{{ lookup('pipe', '" + line + "') }}"}, "when": "inventory_hostname == 'bad'"}
+
+    with in_the_middle(stage, [HELLO, HELLO], strike, asleep_here) as run:
+        assert statuses(run, "bad") == ["ok", "ok", "ok"], run.said()
+        assert statuses(run, "good") == ["ok", "skipped", "ok"]
+        assert killed and not set(stage.daemons()) & set(killed)
 
 
 def test_connection_cut(stage: Site) -> None:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import socket
 import threading
+import time
 import typing as t
 
 import pytest
@@ -175,6 +176,54 @@ def test_no_daemon(tmp_path: pathlib.Path) -> None:
     assert 'none' in caught.value.message
 
 
+@pytest.mark.parametrize('taken', [False, True])
+def test_a_daemon_that_ends_without_a_word_has_begun_nothing(tmp_path: pathlib.Path, taken: bool) -> None:
+    """One that is killed takes connections until its last moment."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / 's'))
+        listener.listen(1)
+
+        def requests() -> t.Iterator[jobs_pb2.RunRequest]:
+            if taken:
+                listener.accept()[0].close()
+            yield from bodies(1, 10)
+            listener.close()
+
+        with pytest.raises(NotSent):
+            list(Client(str(tmp_path / 's')).stream(RUN, requests(), jobs_pb2.RunReply))
+
+
+def served_once(path: str, client: Client) -> grpc.Server:
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((Service(),))
+    server.add_insecure_port(f'unix:{path}')
+    server.start()
+    assert len(list(client.stream(RUN, bodies(1, 10), jobs_pb2.RunReply))) == 2
+    return server
+
+
+def test_a_connection_that_has_ended_meanwhile_is_not_used(tmp_path: pathlib.Path) -> None:
+    """As after a daemon that was killed between two tasks."""
+    client = Client(str(tmp_path / 's'))
+    served_once(client.path, client).stop(0).wait()
+    served_once(client.path, client).stop(0).wait()
+
+
+def test_a_connection_that_ends_before_the_call_leaves_carries_nothing(tmp_path: pathlib.Path) -> None:
+    client = Client(str(tmp_path / 's'))
+    server = served_once(client.path, client)
+
+    def requests() -> t.Iterator[jobs_pb2.RunRequest]:
+        server.stop(0).wait()
+        assert client._wire is not None
+        while client._wire.stands():
+            time.sleep(0.01)
+        yield from bodies(1, 10)
+
+    with pytest.raises(NotSent):
+        list(client.stream(RUN, requests(), jobs_pb2.RunReply))
+
+
 def test_a_fork_is_noticed(service: tuple[Service, str]) -> None:
     client = Client(service[1])
     list(client.stream(RUN, (), jobs_pb2.RunReply))
@@ -241,6 +290,7 @@ def test_a_connection_cut_anywhere_is_an_error(tmp_path: pathlib.Path, service: 
         outer, _ = listener.accept()
         with outer, inner:
             inner.connect(service[1])
+            inner.sendall(outer.recv(65536))  # so the call has left, whatever is cut
             left = cut
             threading.Thread(target=pump, args=(outer, inner), daemon=True).start()
             while left > 0:
@@ -264,6 +314,7 @@ def test_a_connection_cut_anywhere_is_an_error(tmp_path: pathlib.Path, service: 
     with pytest.raises(RpcError) as caught:
         list(client.stream(RUN, bodies(1, 1000), jobs_pb2.RunReply))
     assert caught.value.code == client_module.UNAVAILABLE
+    assert isinstance(caught.value, NotSent) == (cut == 0), 'whoever has said a word may have begun'
     thread.join(10)
     listener.close()
     client.path = service[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import stat
 import threading
 import typing as t
@@ -270,6 +271,21 @@ def test_a_daemon_that_has_gone_is_replaced(place: Place, served: Daemon) -> Non
         assert fresh.requests == ['run1']
     finally:
         fresh.server.stop(0).wait()
+
+
+def test_a_daemon_that_ends_as_it_is_asked_is_not_the_one(place: Place, served: Daemon) -> None:
+    """The program takes one that is being killed for one that serves."""
+    with socket.socket(socket.AF_UNIX) as dying:
+        dying.bind(str(place.folder / 'dying'))
+        dying.listen(1)
+        thread = threading.Thread(target=lambda: dying.accept()[0].close())
+        thread.start()
+        place.pretend(
+            f'if [ $(wc -l < {place.folder}/calls) = 1 ]; then socket=dying; else socket=s; fi\necho mitogen-mux 1 v1 unix {place.folder}/$socket grpc'
+        )
+        session = daemon.Session()
+        thread.join()
+    assert (place.calls(), session.path, session.run_id) == (2, str(place.socket), 'run1')
 
 
 def test_upload_sends_what_is_missing(place: Place, served: Daemon) -> None:
