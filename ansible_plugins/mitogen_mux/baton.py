@@ -150,16 +150,16 @@ def waiting(interrupt: Interrupt | None = None) -> t.Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(lock: threading.Lock) -> t.Iterator[None]:
-    """A lock that a thread may hold while it waits for something else: nobody waits for it with the baton in hand."""
+def kept() -> t.Iterator[None]:
+    """As long as this lasts the calling thread keeps the baton, whatever it waits for: so nobody finds what it does half done. There is no lock for
+    that: whoever waited for one with the baton in hand, as the main thread must, would wait for ever."""
     turn()
-    if not lock.acquire(blocking=False):
-        with waiting():
-            lock.acquire()
+    baton = holder()
+    _here.baton = None
     try:
         yield
     finally:
-        lock.release()
+        _here.baton = baton
 
 
 def turn() -> None:

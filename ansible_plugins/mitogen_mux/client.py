@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import collections
+import contextlib
 import os
 import select
 import socket
@@ -36,6 +37,11 @@ MAX_MESSAGE = 4 << 20
 
 WINDOW = 1 << 20
 """Bytes that the daemon may send ahead on one call."""
+
+MAX_FRAME = 1 << 18
+
+_FRAME_HEADER, _GOAWAY = 9, 7
+"""RFC 9113, 4.1 and 6.8."""
 
 
 class RpcError(Exception):
@@ -88,7 +94,7 @@ class Client:
 
     def stream(
         self, method: str, requests: t.Iterable[Message], reply_type: type[Reply], timeout: float | None = None, ahead: bool = False
-    ) -> t.Iterator[Reply]:
+    ) -> t.Generator[Reply]:
         """Sends the requests, yields the replies as they come. Leaving the iterator early, by whatever exception, cancels the call. ``ahead``: a
         thread that is ahead waits for its turn only before the replies."""
         if os.getpid() != self._pid:
@@ -141,7 +147,7 @@ class Client:
                 initial_values={
                     h2.settings.SettingCodes.ENABLE_PUSH: 0,
                     h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: WINDOW,
-                    h2.settings.SettingCodes.MAX_FRAME_SIZE: 1 << 18,
+                    h2.settings.SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
                 },
             )
             conn.max_inbound_frame_size = conn.local_settings.max_frame_size
@@ -159,18 +165,52 @@ class Client:
 
 
 class _Wire:
-    """A connection. ``heard``: whether the daemon has ever said anything on it."""
+    """A connection."""
 
     def __init__(self, sock: socket.socket, conn: h2.connection.H2Connection) -> None:
         self.sock = sock
         self.h2 = conn
         self.heard = False
+        """Whether the daemon has ever said anything on it."""
+        self.last: int | None = None
+        """The last call that a daemon that is leaving sees to; None: it is not leaving."""
+        self._rest = b''
 
     def stands(self) -> bool:
-        """Whether the daemon has not closed it since the last call, whatever it has said meanwhile."""
-        poll = select.poll()
-        poll.register(self.sock, 0)  # POLLHUP and POLLERR are always told
-        return not poll.poll(0)
+        """Whether it will carry another call, after what the daemon has said since the last one."""
+        try:
+            while self.last is None:
+                self.receive()
+        except BlockingIOError:
+            return True
+        except (OSError, h2.exceptions.ProtocolError):
+            pass
+        return False
+
+    def receive(self) -> list[h2.events.Event]:
+        """What the daemon says. Raises BlockingIOError if that is nothing yet, and ConnectionResetError if it never will be anything."""
+        data = self.sock.recv(1 << 17)
+        if not data:
+            raise ConnectionResetError('the daemon closed it')
+        self.heard = True
+        return self.h2.receive_data(self._without_goodbye(data))
+
+    def _without_goodbye(self, data: bytes) -> bytes:
+        """Takes GOAWAY frames out: after one h2 takes the connection for closed, while the calls that it leaves go on (RFC 9113, 6.8)."""
+        data, passed, start, end = self._rest + data, b'', 0, 0
+        while len(data) - end >= _FRAME_HEADER:
+            length, kind = int.from_bytes(data[end : end + 3], 'big'), data[end + 3]
+            if length > MAX_FRAME:
+                raise h2.exceptions.FrameTooLargeError
+            if len(data) - end < _FRAME_HEADER + length:
+                break
+            if kind == _GOAWAY and length >= 4:
+                passed += data[start:end]
+                self.last = int.from_bytes(data[end + _FRAME_HEADER : end + _FRAME_HEADER + 4], 'big') & 0x7FFFFFFF
+                start = end + _FRAME_HEADER + length
+            end += _FRAME_HEADER + length
+        self._rest = data[end:]
+        return passed + data[start:end]
 
 
 class _Call:
@@ -192,7 +232,13 @@ class _Call:
     def may_have_begun(self) -> bool:
         """Whether the daemon may have taken the call up. Before it looks at what a new connection brings it sends its own preface (RFC 9113, 3.4;
         grpc-go's NewServerTransport): one that says nothing at all has ended first, as a connection in the backlog of a killed daemon does."""
-        return self._left and self._wire.heard
+        with contextlib.suppress(OSError, h2.exceptions.ProtocolError):
+            if not self._wire.heard:
+                self._wire.receive()  # what it said before it ended
+        return self._left and self._wire.heard and not self._refused()
+
+    def _refused(self) -> bool:
+        return self._wire.last is not None and self._id > self._wire.last
 
     def send_headers(self) -> None:
         headers = [
@@ -257,15 +303,14 @@ class _Call:
         self._flush()
         while True:
             try:
-                data = self._sock.recv(1 << 17)
+                events = self._wire.receive()
                 break
             except BlockingIOError:
                 self._wait(select.POLLIN)
-        if not data:
-            raise ConnectionResetError('the daemon closed it')
-        self._wire.heard = True
-        for event in self._h2.receive_data(data):
+        for event in events:
             self._handle(event)
+        if self._refused() and not self.ended:
+            raise ConnectionResetError('the daemon is leaving')
         self._flush()
 
     def _wait(self, what: int) -> None:
@@ -285,8 +330,6 @@ class _Call:
         self._sock.shutdown(socket.SHUT_RDWR)
 
     def _handle(self, event: h2.events.Event) -> None:
-        if isinstance(event, h2.events.ConnectionTerminated):
-            raise ConnectionResetError('the daemon is leaving')
         if getattr(event, 'stream_id', None) != self._id:
             return
         if isinstance(event, h2.events.DataReceived):

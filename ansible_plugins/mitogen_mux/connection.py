@@ -329,7 +329,7 @@ class MuxConnection(errands.Carrier):
         run = session()
         send = run.transfer if files_only else run.request
         try:
-            with contextlib.closing(send(request, _Bodies(bodies), timeout)) as replies:  # type: ignore[type-var]
+            with contextlib.closing(send(request, _Bodies(bodies), timeout)) as replies:
                 for reply in replies:
                     kind = reply.WhichOneof('event')
                     if kind == 'log':

@@ -20,7 +20,7 @@ import time
 import typing as t
 
 from . import baton
-from .client import Client, NotSent, RpcError
+from .client import UNAVAILABLE, Client, NotSent, RpcError
 from .v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
 
 START_ENVIRON = dict(os.environ)
@@ -28,6 +28,12 @@ START_ENVIRON = dict(os.environ)
 
 START_TIMEOUT = 15.0
 """Seconds that a new daemon may take to its handshake line."""
+
+ATTACH_TIMEOUT = 1.0
+"""Seconds that a new local agent may take to say that it has found the daemon. A later one is waited for by the daemon."""
+
+MAX_STDERR = 2000
+"""Bytes of what a program says that are passed on."""
 
 BLOB_PART = 128 << 10
 
@@ -41,7 +47,8 @@ _ENVIRON_NAMES = frozenset(
 _ENVIRON_PREFIXES = ('LC_', 'XDG_', 'AWS_', 'AZURE_', 'CLOUDSDK_', 'GOOGLE_', 'GCLOUD_', 'TELEPORT_', 'TSH_', 'VAULT_', 'STEP', 'MITOGEN_')
 """What ``ssh -G``, a ProxyCommand or an SSH agent may need of the run's environment."""
 
-_NOTHING_RAN = frozenset((error_pb2.Error.RUN_UNKNOWN, error_pb2.Error.DRAINING))
+_NOT_OURS = frozenset((error_pb2.Error.RUN_UNKNOWN, error_pb2.Error.DRAINING))
+"""Of a daemon that is another one than the run attached to, or about to be."""
 
 
 class DaemonError(Exception):
@@ -59,9 +66,7 @@ class Session:
         self.started = False
         """Whether this run has run the daemon's program: then it is most likely a new one, which knows nothing."""
         self._clients = threading.local()
-        self._lock = threading.Lock()
         self._owner = os.getpid()
-        os.register_at_fork(after_in_child=self._forget_lock)
         self._local_agents: list[subprocess.Popen[bytes]] = []
         self._connect()
 
@@ -70,36 +75,38 @@ class Session:
         """``AttachReply.run``."""
         return self.attach.run
 
-    def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
+    def request(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Generator[jobs_pb2.RunReply]:
         """Runs a request; ``bodies`` must be iterable again, for where nothing was run yet it is asked again: after a daemon that has gone or
         is leaving, and after starting the controller's own agent. Raises RpcError and DaemonError; leaving early cancels."""
         return self._run('/mitogen_mux.v1.Jobs/Run', request, bodies, timeout)
 
-    def transfer(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Iterator[jobs_pb2.RunReply]:
+    def transfer(self, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body] = (), timeout: float | None = None) -> t.Generator[jobs_pb2.RunReply]:
         """As ``request``, for requests of Put and Get steps alone."""
         return self._run('/mitogen_mux.v1.Files/Transfer', request, bodies, timeout)
 
     def upload(self, key: bytes, manifest: files_pb2.Manifest, inputs: t.Iterable[files_pb2.OfferRequest.Input], blobs: t.Mapping[bytes, bytes]) -> None:
-        """Makes the payload ``key`` known, sending those of ``blobs`` (by SHA-256) that the daemon lacks."""
+        """Makes the payload ``key`` known, sending those of ``blobs`` (by SHA-256) that the daemon lacks. One that has gone will be replaced, and the next
+        will want it again."""
         client = self._client()
         offer = files_pb2.OfferRequest(payload=key, manifest=manifest, inputs=inputs)
-        missing = client.unary('/mitogen_mux.v1.Files/Offer', offer, files_pb2.OfferReply).missing
-        if missing:
-            list(client.stream('/mitogen_mux.v1.Files/Upload', _parts(missing, blobs), files_pb2.UploadReply))
+        with contextlib.suppress(NotSent):
+            missing = client.unary('/mitogen_mux.v1.Files/Offer', offer, files_pb2.OfferReply).missing
+            if missing:
+                list(client.stream('/mitogen_mux.v1.Files/Upload', _parts(missing, blobs), files_pb2.UploadReply))
 
     def reset(self, host: str, path: path_pb2.Path | None = None) -> None:
         """Makes the next request for ``host`` dial anew; jobs under way are left alone."""
-        with contextlib.suppress(NotSent):
+        with _already_so():
             self._client().unary('/mitogen_mux.v1.Runs/Reset', runs_pb2.ResetRequest(run=self.run_id, host=host, path=path), runs_pb2.ResetReply, 10.0)
 
     def vacate(self, host: str, account: str) -> None:
         """Ends the idle agents of a become account of ``host``, and waits until they have gone."""
-        with contextlib.suppress(NotSent):
+        with _already_so():
             self._client().unary('/mitogen_mux.v1.Runs/Reset', runs_pb2.ResetRequest(run=self.run_id, host=host, account=account), runs_pb2.ResetReply, 10.0)
 
     def release(self, hosts: t.Iterable[str]) -> None:
         """Lets the connections of ``hosts`` leave as idle ones do, unless they are asked for again."""
-        with contextlib.suppress(NotSent):
+        with _already_so():
             self._client().unary('/mitogen_mux.v1.Runs/Release', runs_pb2.ReleaseRequest(run=self.run_id, hosts=hosts), runs_pb2.ReleaseReply, 10.0)
 
     def detach(self) -> None:
@@ -117,31 +124,28 @@ class Session:
         if getattr(self._clients, 'pid', None) == os.getpid():
             self._clients.client.close()
 
-    def _run(self, method: str, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body], timeout: float | None) -> t.Iterator[jobs_pb2.RunReply]:
+    def _run(self, method: str, request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body], timeout: float | None) -> t.Generator[jobs_pb2.RunReply]:
         tries = 4
+        answered = False
         while True:
             tries -= 1
             request.run = self.run_id
             try:
-                yield from self._client().stream(method, _messages(request, bodies), jobs_pb2.RunReply, timeout, ahead=request.HasField('follow'))
+                replies = self._client().stream(method, _messages(request, bodies), jobs_pb2.RunReply, timeout, ahead=request.HasField('follow'))
+                with contextlib.closing(replies):
+                    for reply in replies:
+                        answered = answered or reply.WhichOneof('event') != 'log'
+                        yield reply
                 return
-            except NotSent:
-                if not tries:
-                    raise
-                self._connect()
             except RpcError as error:
-                if not tries or error.detail is None:
+                if not tries or answered:
                     raise
-                if error.kind in _NOTHING_RAN:
+                if _nothing_ran(error):
                     self._connect()
-                elif error.kind == error_pb2.Error.LOCAL_AGENT_WANTED:
+                elif error.detail is not None and error.kind == error_pb2.Error.LOCAL_AGENT_WANTED:
                     self._start_local_agent(request.path.hops[0].interpreter, error.detail.token)
                 else:
                     raise
-
-    def _forget_lock(self) -> None:
-        """A child has none of the threads that may have held it."""
-        self._lock = threading.Lock()
 
     def _client(self) -> Client:
         """This thread's client; after a fork, or when the daemon was replaced, a new one."""
@@ -155,16 +159,19 @@ class Session:
         """Attaches to the daemon of the installed binary, starting it where it does not answer."""
         binary = find_binary()
         deadline = time.monotonic() + START_TIMEOUT
-        with baton.locked(self._lock):
+        with baton.kept():
             for path, start in _sockets(binary):
                 client = Client(path)
                 try:
                     self.attach = client.unary('/mitogen_mux.v1.Runs/Attach', self._attach_request(), runs_pb2.AttachReply, START_TIMEOUT)
                 except RpcError as error:
                     client.close()
-                    # One that is being killed takes connections until its last moment: the program takes it for one that serves.
-                    if start and not (isinstance(error, NotSent) and time.monotonic() < deadline):
+                    if not start:
+                        continue
+                    # One that is ending takes connections until its last moment: the program takes it for one that serves.
+                    if not (isinstance(error, NotSent) or error.kind == error_pb2.Error.DRAINING) or time.monotonic() > deadline:
                         raise DaemonError(f'the mitogen-mux daemon at {path} refuses this run: {error.message}') from None
+                    time.sleep(0.01)
                     continue
                 self.path, self.started = path, start
                 self._clients.client, self._clients.pid = client, os.getpid()
@@ -186,32 +193,44 @@ class Session:
         groups, umask); it attaches itself to the daemon."""
         words = shlex.split(interpreter)
         argv = [*words, '-c', self.attach.stage1_local, self.attach.agent_name, self.attach.agent_socket, token.hex()]
-        try:
-            self._local_agents.append(subprocess.Popen(argv, env=START_ENVIRON, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        except OSError as error:
-            detail = error_pb2.Error(
-                kind=error_pb2.Error.INTERPRETER_MISSING,
-                hop_name='local',
-                stderr=f'{words[0]}: {error.strerror}',
-                message=f'cannot start {interpreter}: {error.strerror}',
-                hint='Set ansible_python_interpreter.',
-            )
-            raise RpcError(14, detail.message, detail) from None
+        with tempfile.TemporaryFile() as stderr:
+            try:
+                agent = subprocess.Popen(argv, env=START_ENVIRON, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
+            except OSError as error:
+                raise _no_local_agent(interpreter, f'{words[0]}: {error.strerror}') from None
+            self._local_agents.append(agent)
+            assert agent.stdout is not None
+            with agent.stdout as stdout, baton.waiting():
+                if _line(stdout.fileno(), time.monotonic() + ATTACH_TIMEOUT) != 'attached':
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        agent.wait(0.1)  # it may have said its last word, or closed what it had open, an instant before
+            if agent.returncode is not None:
+                stderr.seek(0)
+                raise _no_local_agent(interpreter, stderr.read(MAX_STDERR).decode('utf-8', 'replace').strip() or f'exit code {agent.returncode}')
+
+
+def _no_local_agent(interpreter: str, why: str) -> RpcError:
+    detail = error_pb2.Error(
+        kind=error_pb2.Error.INTERPRETER_MISSING,
+        hop_name='local',
+        stderr=why,
+        message=f'cannot start {interpreter}: {why}',
+        hint='Set ansible_python_interpreter.',
+    )
+    return RpcError(UNAVAILABLE, detail.message, detail)
 
 
 _session: Session | None = None
-_session_lock = threading.Lock()
 
 
 def session() -> Session:
     """The run's session, made at the first call. Raises DaemonError."""
     global _session
-    with _session_lock:
-        if _session is None:
-            _session = Session()
-            if seconds := _number('MITOGEN_DUMP_THREAD_STACKS'):
-                faulthandler.dump_traceback_later(seconds, repeat=True, file=2)
-        return _session
+    if _session is None:
+        _session = Session()
+        if seconds := _number('MITOGEN_DUMP_THREAD_STACKS'):
+            faulthandler.dump_traceback_later(seconds, repeat=True, file=2)
+    return _session
 
 
 def started() -> bool:
@@ -283,7 +302,7 @@ def _start(binary: str) -> str:
         words = line.split(' ')
         if len(words) != 6 or words[0] != 'mitogen-mux' or words[3] != 'unix':
             stderr.seek(0)
-            said = stderr.read(2000).decode('utf-8', 'replace').strip().splitlines()
+            said = stderr.read(MAX_STDERR).decode('utf-8', 'replace').strip().splitlines()
             raise DaemonError(f'{binary} serve did not start: {said[-1] if said else "it said nothing for " + format(START_TIMEOUT, "g") + " s"}')
         if words[1] != '1':
             raise DaemonError(f'{binary} speaks handshake {words[1]}, these plugins 1: install both from one version')
@@ -342,6 +361,21 @@ def _number(name: str) -> int | None:
     if not value.isdigit():
         raise DaemonError(f'{name}={value} is not a whole number')
     return int(value)
+
+
+def _nothing_ran(error: RpcError) -> bool:
+    """Whether the daemon has done nothing, and another one, or the run once it has attached to it, may be asked."""
+    return isinstance(error, NotSent) or error.kind in _NOT_OURS
+
+
+@contextlib.contextmanager
+def _already_so() -> t.Iterator[None]:
+    """For what ends connections: a daemon that has gone has none, nor has one that does not know the run."""
+    try:
+        yield
+    except RpcError as error:
+        if not _nothing_ran(error):
+            raise
 
 
 def _messages(request: jobs_pb2.Request, bodies: t.Iterable[jobs_pb2.Body]) -> t.Iterator[jobs_pb2.RunRequest]:

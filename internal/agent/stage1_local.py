@@ -1,9 +1,11 @@
 # Stage 1 of a local agent: `python -c`, followed by the agent's name, the daemon's socket and the token in hex. It attaches itself,
-# puts the socket in the place of stdio and goes on exactly as stage1.py, whose comments hold here too.
+# says so in a line to whoever may still listen, puts the socket in the place of stdio and goes on exactly as stage1.py, whose comments hold here too.
 import os,socket,sys
 s=socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[2])
 s.sendall(("MUXATTACH "+sys.argv[3]+chr(10)).encode())
+try:os.write(1,("attached"+chr(10)).encode())
+except OSError:pass
 os.dup2(s.fileno(),0)
 os.dup2(s.fileno(),1)
 s.close()

@@ -50,21 +50,24 @@ func (w *walk) enterLocal(ctx context.Context, h hop.Hop) error {
 	defer timer.Stop()
 	select {
 	case <-n.up:
+	case <-ctx.Done():
+	case <-timer.C:
+		t.mu.Lock()
+		if !n.usable && !n.state.Ended() && !n.claimed {
+			err := t.wantLocked(n)
+			t.mu.Unlock()
+			w.leave()
+			return err
+		}
+		t.mu.Unlock()
+	}
+	select { // an agent that has come is up, or has failed, soon
+	case <-n.up:
 		return w.usable(n)
 	case <-ctx.Done():
 		w.leave()
 		return n.fault(contextFault(ctx), fault.Cancelled, "")
-	case <-timer.C:
 	}
-	t.mu.Lock()
-	if n.usable || n.state.Ended() || n.claimed {
-		t.mu.Unlock()
-		return w.usable(n)
-	}
-	err := t.wantLocked(n)
-	t.mu.Unlock()
-	w.leave()
-	return err
 }
 
 // wantLocked is the error that asks for an agent, with a token of its own: whoever was asked before may be gone.

@@ -157,6 +157,35 @@ func TestWaitersForAnAttachGetTheirOwnToken(t *testing.T) {
 	})
 }
 
+func TestAnAgentThatComesAtTheLastMomentIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tree, w := newTree(t, Options{})
+		token := wanted(t, tree, run("r1"), localHop())
+		letGo := w.hold("agent local")
+		got := make(chan error, 1)
+		go func() {
+			c, err := tree.Acquire(t.Context(), run("r1"), "localhost", hop.Path{localHop(), becomeHop("root", "")})
+			if err == nil {
+				c.Release()
+			}
+			got <- err
+		}()
+		time.Sleep(attachWait - time.Millisecond)
+		attached := make(chan error, 1)
+		go func() { attached <- attach(t, tree, "MUXATTACH "+hexOf(token)+"\n") }()
+		time.Sleep(time.Second)
+		select {
+		case err := <-got:
+			t.Errorf("it has not waited: %v", err)
+		default:
+		}
+		letGo()
+		if err := errors.Join(<-attached, <-got); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestTokensDoNotLastForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tree, _ := newTree(t, Options{})

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,16 @@ def test_folder_that_is_a_link(stage: Site) -> None:
     assert "Traceback" not in run.said()
 
 
+@pytest.mark.parametrize("script", ["exit 1", "echo no library >&2; exit 127", "echo to stdout; exit 3"])
+def test_local_interpreter_ends_by_itself(stage: Site, script: str) -> None:
+    broken = stage.base / "broken-python"
+    broken.write_text(f"#!/bin/sh\n{script}\n")
+    broken.chmod(0o755)
+    ours = both(stage, {"ansible_connection": "local", "ansible_python_interpreter": str(broken)}, [HELLO])
+    assert statuses(ours, "bad") == ["failed"]
+    broken.unlink()
+
+
 def test_stale_socket(stage: Site) -> None:
     """A daemon that was killed leaves its socket: the next one takes its place."""
     assert lone(stage).rc == 0
@@ -331,6 +342,20 @@ def test_connection_cut(stage: Site) -> None:
     with in_the_middle(stage, [HELLO], strike) as run:
         assert statuses(run, "bad") == ["unreachable", "ok"], run.said()
         assert "Traceback" not in run.said()
+
+
+def test_daemon_leaves(stage: Site) -> None:
+    """What it was asked before it ends; who asks later waits for the next one."""
+    leaving = threading.Thread(target=stage.tool, args=("stop", "--force"))
+
+    def strike() -> None:
+        leaving.start()
+        harness.until(lambda: not list(stage.mux.glob("*.sock")), 10, "it takes no more connections")
+
+    with in_the_middle(stage, [HELLO, HELLO], strike) as run:
+        assert statuses(run, "bad") == ["ok", "ok", "ok"], run.said()
+        assert statuses(run, "good") == ["ok", "skipped", "ok"]
+    leaving.join()
 
 
 def test_daemon_stopped_by_force(stage: Site) -> None:

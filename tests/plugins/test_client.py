@@ -12,6 +12,7 @@ import threading
 import time
 import typing as t
 
+import h2.connection
 import pytest
 
 grpc = pytest.importorskip('grpc', reason='grpcio, the oracle, is not installed')
@@ -109,17 +110,30 @@ def with_grpcio(path: str) -> Caller:
     return call
 
 
-@pytest.fixture
-def service(tmp_path: pathlib.Path) -> t.Iterator[tuple[Service, str]]:
-    path = str(tmp_path / 's')
-    handler = Service()
+def serve(path: str, handler: Service) -> grpc.Server:
     server = grpc.server(futures.ThreadPoolExecutor(4))
     server.add_generic_rpc_handlers((handler,))
     server.add_insecure_port(f'unix:{path}')
     server.start()
-    yield handler, path
+    return server
+
+
+@pytest.fixture
+def handler() -> Service:
+    return Service()
+
+
+@pytest.fixture
+def server(tmp_path: pathlib.Path, handler: Service) -> t.Iterator[grpc.Server]:
+    server = serve(str(tmp_path / 's'), handler)
+    yield server
     handler.cancelled.set()
     server.stop(0).wait()
+
+
+@pytest.fixture
+def service(tmp_path: pathlib.Path, handler: Service, server: grpc.Server) -> tuple[Service, str]:
+    return handler, str(tmp_path / 's')
 
 
 @pytest.fixture(params=[with_h2, with_grpcio], ids=['h2', 'grpcio'])
@@ -194,10 +208,7 @@ def test_a_daemon_that_ends_without_a_word_has_begun_nothing(tmp_path: pathlib.P
 
 
 def served_once(path: str, client: Client) -> grpc.Server:
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((Service(),))
-    server.add_insecure_port(f'unix:{path}')
-    server.start()
+    server = serve(path, Service())
     assert len(list(client.stream(RUN, bodies(1, 10), jobs_pb2.RunReply))) == 2
     return server
 
@@ -222,6 +233,98 @@ def test_a_connection_that_ends_before_the_call_leaves_carries_nothing(tmp_path:
 
     with pytest.raises(NotSent):
         list(client.stream(RUN, requests(), jobs_pb2.RunReply))
+
+
+def test_a_daemon_that_is_leaving_answers_what_it_was_asked(service: tuple[Service, str], server: grpc.Server) -> None:
+    """And nothing else: what is asked later never gets to it."""
+    handler, path = service
+    client, idle = Client(path), Client(path)
+    list(idle.stream(RUN, (), jobs_pb2.RunReply))
+    replies = client.stream(HANG, (), jobs_pb2.RunReply)
+    assert next(replies).log.text == 'begun'
+    stopped = server.stop(60)
+    assert idle._wire is not None and client._wire is not None
+    while idle._wire.stands():
+        time.sleep(0.01)
+    with pytest.raises(NotSent):
+        list(idle.stream(RUN, (), jobs_pb2.RunReply))
+    handler.cancelled.set()
+    assert list(replies) == []
+    assert client._wire.last is not None, 'it has said that it is leaving'
+    with pytest.raises(NotSent):
+        list(client.stream(RUN, (), jobs_pb2.RunReply))
+    stopped.wait()
+
+
+GOODBYE = bytes([0, 0, 8, 7, 0, 0, 0, 0, 0])
+"""The header of a GOAWAY frame (RFC 9113, 6.8)."""
+SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+PING = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + b'12345678'
+
+
+@pytest.mark.parametrize('ends', [False, True])
+@pytest.mark.parametrize('cut', range(len(SETTINGS + GOODBYE + PING) + 8))
+def test_a_goodbye_is_read_wherever_it_is_cut(cut: int, ends: bool) -> None:
+    ours, daemons = socket.socketpair()
+    with ours, daemons:
+        conn = h2.connection.H2Connection()
+        conn.initiate_connection()
+        conn.clear_outbound_data_buffer()
+        wire = client_module._Wire(ours, conn)
+        ours.setblocking(False)
+        said = SETTINGS + GOODBYE + b'\x80\0\0\x05' + b'\0\0\0\0' + PING
+        events = []
+        for part in (said[:cut], said[cut:]):
+            daemons.sendall(part)
+            if part:
+                events += wire.receive()
+        assert [type(event).__name__ for event in events] == ['RemoteSettingsChanged', 'PingReceived']
+        assert wire.last == 5
+        if ends:
+            daemons.close()
+        assert not wire.stands()
+
+
+@pytest.mark.parametrize(('last', 'begun'), [(0, False), (1, True)])
+def test_what_a_goodbye_leaves_out_has_not_begun(tmp_path: pathlib.Path, last: int, begun: bool) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / 's'))
+        listener.listen(1)
+
+        def leave() -> None:
+            with listener.accept()[0] as daemons:
+                daemons.recv(65536)
+                daemons.sendall(SETTINGS + GOODBYE + bytes([0, 0, 0, last]) + b'\0\0\0\0')
+
+        thread = threading.Thread(target=leave)
+        thread.start()
+        with pytest.raises(RpcError) as caught:
+            list(Client(str(tmp_path / 's')).stream(RUN, bodies(1, 10), jobs_pb2.RunReply))
+        thread.join(10)
+        assert isinstance(caught.value, NotSent) != begun
+
+
+def test_what_a_daemon_has_said_counts_where_it_does_not_listen(tmp_path: pathlib.Path) -> None:
+    """The call is longer than what it reads of it before it ends."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / 's'))
+        listener.listen(1)
+
+        def end() -> None:
+            with listener.accept()[0] as daemons:
+                daemons.sendall(SETTINGS)
+                daemons.recv(10000)
+
+        thread = threading.Thread(target=end)
+        thread.start()
+
+        def requests() -> t.Iterator[jobs_pb2.RunRequest]:
+            yield from bodies(1, 40000)
+            thread.join(10)
+
+        with pytest.raises(RpcError) as caught:
+            list(Client(str(tmp_path / 's')).stream(RUN, requests(), jobs_pb2.RunReply))
+        assert not isinstance(caught.value, NotSent)
 
 
 def test_a_fork_is_noticed(service: tuple[Service, str]) -> None:

@@ -7,11 +7,12 @@ import pathlib
 import socket
 import stat
 import threading
+import time
 import typing as t
 
 import pytest
 
-from mitogen_mux import daemon
+from mitogen_mux import baton, daemon
 from mitogen_mux.client import NotSent, RpcError
 from mitogen_mux.v1 import error_pb2, files_pb2, jobs_pb2, path_pb2, runs_pb2
 
@@ -28,6 +29,12 @@ class Daemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.attached: list[runs_pb2.AttachRequest] = []
         self.detached: list[str] = []
         self.reset: list[str] = []
+        self.afterwards: list[int] = []
+        """The kinds with which requests end that have had their result."""
+        self.unwilling: list[int] = []
+        """The kinds that runs are refused with that attach."""
+        self.slowly = 0.0
+        """Seconds until it attaches a run."""
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
         self.blobs: dict[bytes, bytes] = {}
@@ -49,33 +56,39 @@ class Daemon(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def _attach(self, request: runs_pb2.AttachRequest, context: t.Any) -> runs_pb2.AttachReply:
         self.attached.append(request)
+        number = len(self.attached)
+        time.sleep(self.slowly)
+        if self.unwilling:
+            _abort(context, self.unwilling.pop(0))
         return runs_pb2.AttachReply(
-            run=f'run{len(self.attached)}',
+            run=f'run{number}',
             version='1',
             agent_name='mitogen-mux: me',
             agent_socket='/nowhere',
-            stage1_local='import sys; open(sys.argv[2] + ".started", "a").write(" ".join(sys.argv[1:]) + "\\n")',
+            stage1_local='import sys; open(sys.argv[2] + ".started", "a").write(" ".join(sys.argv[1:]) + "\\n"); print("attached")',
         )
+
+    def _refuse(self, context: t.Any) -> None:
+        if self.refusals:
+            _abort(context, self.refusals.pop(0))
 
     def _detach(self, request: runs_pb2.DetachRequest, context: t.Any) -> runs_pb2.DetachReply:
         self.detached.append(request.run)
         return runs_pb2.DetachReply()
 
     def _reset(self, request: runs_pb2.ResetRequest, context: t.Any) -> runs_pb2.ResetReply:
+        self._refuse(context)
         self.reset.append(request.host)
         return runs_pb2.ResetReply()
 
     def _run(self, requests: t.Iterator[jobs_pb2.RunRequest], context: t.Any) -> t.Iterator[jobs_pb2.RunReply]:
         self.requests.append(next(requests).request.run)
-        if self.refusals:
-            detail = error_pb2.Error(kind=self.refusals.pop(0), message='no', token=b'\x12\x34')
-            status = error_pb2.RpcStatus(code=9, message='no')
-            status.details.add().Pack(detail)
-            context.set_trailing_metadata((('grpc-status-details-bin', status.SerializeToString()),))
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, 'no')
+        self._refuse(context)
         for request in requests:
             self.bodies.append(request.body.data)
         yield jobs_pb2.RunReply(result=jobs_pb2.StepResult(rc=7))
+        if self.afterwards:
+            _abort(context, self.afterwards.pop(0))
 
     def _offer(self, request: files_pb2.OfferRequest, context: t.Any) -> files_pb2.OfferReply:
         return files_pb2.OfferReply(missing=[e.sha256 for e in request.manifest.entries if e.sha256 not in self.blobs])
@@ -84,6 +97,13 @@ class Daemon(grpc.GenericRpcHandler):  # type: ignore[misc]
         for part in requests:
             self.blobs[part.sha256] = self.blobs.get(part.sha256, b'') + part.data
         return files_pb2.UploadReply()
+
+
+def _abort(context: t.Any, kind: int) -> None:
+    status = error_pb2.RpcStatus(code=9, message='no')
+    status.details.add().Pack(error_pb2.Error(kind=t.cast(t.Any, kind), message='no', token=b'\x12\x34'))
+    context.set_trailing_metadata((('grpc-status-details-bin', status.SerializeToString()),))
+    context.abort(grpc.StatusCode.FAILED_PRECONDITION, 'no')
 
 
 class Place(t.NamedTuple):
@@ -217,6 +237,62 @@ def test_where_nothing_ran_it_is_asked_again(place: Place, served: Daemon, kind:
     assert (served.requests, served.bodies) == (['run1', 'run2'], [b'a'])
 
 
+@pytest.mark.parametrize('kind', [error_pb2.Error.RUN_UNKNOWN, error_pb2.Error.DRAINING, error_pb2.Error.LOCAL_AGENT_WANTED])
+def test_what_has_an_answer_is_not_asked_again(place: Place, served: Daemon, kind: int) -> None:
+    session = daemon.Session()
+    served.afterwards.append(kind)
+    replies = session.request(REQUEST)
+    assert next(replies).result.rc == 7
+    with pytest.raises(RpcError):
+        next(replies)
+    assert served.requests == ['run1']
+
+
+@pytest.mark.parametrize('kind', [error_pb2.Error.RUN_UNKNOWN, error_pb2.Error.DRAINING])
+def test_what_a_daemon_does_not_know_need_not_be_ended(place: Place, served: Daemon, kind: int) -> None:
+    session = daemon.Session()
+    for end in (lambda: session.reset('h1'), lambda: session.vacate('h1', 'app')):
+        served.refusals.append(kind)
+        end()
+    assert (served.refusals, served.reset) == ([], [])
+
+
+def test_one_that_is_leaving_is_waited_for(place: Place, served: Daemon) -> None:
+    served.unwilling += [error_pb2.Error.DRAINING] * 3
+    assert daemon.Session().run_id == 'run4'
+
+
+def test_who_attaches_again_is_not_waited_for_with_the_baton_in_hand(place: Place, served: Daemon) -> None:
+    session = daemon.Session()
+    served.slowly = 0.2
+    served.refusals += [error_pb2.Error.RUN_UNKNOWN] * 2
+    mine, asked = baton.Baton(), []
+
+    def ask() -> None:
+        asked.append([reply.result.rc for reply in session.request(REQUEST)])
+
+    def work() -> None:
+        with mine.job(threading.Event()):
+            ask()
+
+    def main() -> None:
+        mine.take()
+        worker = threading.Thread(target=work, daemon=True)
+        worker.start()
+        with mine.lent():
+            while len(served.attached) < 2:
+                time.sleep(0.001)
+        ask()
+        with mine.lent():
+            worker.join()
+
+    both = threading.Thread(target=main, daemon=True)
+    both.start()
+    both.join(30)
+    assert not both.is_alive()
+    assert asked == [[7], [7]]
+
+
 def test_it_is_not_asked_for_ever(place: Place, served: Daemon) -> None:
     session = daemon.Session()
     served.refusals += [error_pb2.Error.RUN_UNKNOWN] * 50
@@ -258,6 +334,33 @@ def test_a_local_interpreter_that_is_not_there(place: Place, served: Daemon) -> 
     assert caught.value.kind == error_pb2.Error.INTERPRETER_MISSING
 
 
+def test_a_local_interpreter_that_ends_by_itself(place: Place, served: Daemon) -> None:
+    broken = place.folder / 'python'
+    broken.write_text('#!/bin/sh\necho no library >&2\nexit 127\n')
+    broken.chmod(0o755)
+    session = daemon.Session()
+    request = jobs_pb2.Request()
+    request.CopyFrom(REQUEST)
+    request.path.hops[0].interpreter = str(broken)
+    served.refusals.append(error_pb2.Error.LOCAL_AGENT_WANTED)
+    with pytest.raises(RpcError) as caught:
+        list(session.request(request))
+    assert (caught.value.kind, caught.value.detail and caught.value.detail.stderr) == (error_pb2.Error.INTERPRETER_MISSING, 'no library')
+    assert served.requests == ['run1']
+
+
+def test_a_slow_local_interpreter_is_the_daemons_to_wait_for(place: Place, served: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, 'ATTACH_TIMEOUT', 0.01)
+    session = daemon.Session()
+    request = jobs_pb2.Request()
+    request.CopyFrom(REQUEST)
+    request.path.hops[0].interpreter = "sh -c 'sleep 1'"
+    served.refusals.append(error_pb2.Error.LOCAL_AGENT_WANTED)
+    assert [reply.result.rc for reply in session.request(request)] == [7]
+    for agent in session._local_agents:
+        agent.wait(30)
+
+
 def test_a_daemon_that_has_gone_is_replaced(place: Place, served: Daemon) -> None:
     session = daemon.Session()
     session.close()
@@ -265,6 +368,8 @@ def test_a_daemon_that_has_gone_is_replaced(place: Place, served: Daemon) -> Non
     place.socket.unlink(missing_ok=True)
     with pytest.raises(NotSent):
         list(session._client().stream('/mitogen_mux.v1.Jobs/Run', (), jobs_pb2.RunReply))
+    session.upload(b'key', files_pb2.Manifest(), [], {})
+    session.reset('h1')
     fresh = Daemon(place.socket, [])
     try:
         assert [reply.result.rc for reply in session.request(REQUEST)] == [7]
