@@ -246,6 +246,13 @@ DETACHED = BUILT_MODULE is not None
 """Whether a worker's children get neither the run's terminal nor its session: since 2.19."""
 
 
+def keeps_session(variables: dict[str, t.Any]) -> bool:
+    """Whether the worker of a task with such variables is to stay in the run's session, with its terminal, as one may ask for since 2.21."""
+    with contextlib.suppress(AnsibleError):  # there is no such setting
+        return not C.config.get_config_value('WORKER_SESSION_ISOLATION', variables=variables)
+    return False
+
+
 def spare_source() -> None:
     """Since 2.19 whoever gives a warning is found by the file of the calling frame. Python is asked for the lines around each call, too, which
     nobody uses, and looks through all modules for them: some 7,000 calls of the system."""

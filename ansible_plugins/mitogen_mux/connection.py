@@ -396,7 +396,11 @@ def tool_failed(error: RpcError, tty: bool = False) -> Result:
 
 
 def umask() -> int:
-    """That of this process."""
+    """That of this process. Only where the kernel does not tell it is it set for that, for another thread may make a file meanwhile."""
+    with contextlib.suppress(OSError), open('/proc/self/status') as status:
+        for line in status:
+            if line.startswith('Umask:'):
+                return int(line.split()[1], 8)
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

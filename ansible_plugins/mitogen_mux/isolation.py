@@ -65,6 +65,8 @@ def reason(job: dict[str, t.Any]) -> str:
         return 'mitogen_worker is fork'
     if task.timeout:
         return 'timeout'  # by SIGALRM, which only a main thread gets
+    if compat.keeps_session(job['task_vars']):
+        return "the run's terminal"
     return _action(task.action, task.collections)[1] or _connection(job)
 
 

@@ -13,13 +13,29 @@ from . import connection, daemon, display, errands, hops
 from .client import RpcError
 from .v1 import jobs_pb2, path_pb2
 
+_TERMINAL: dict[str, dict[str, t.Any]] = {
+    'worker_session_isolation': {
+        'description': ["The core's own setting (since 2.21). If not, tasks on the controller have the run's terminal, which jobs of an agent have not."],
+        'type': 'bool',
+        'default': True,
+        'vars': [{'name': 'ansible_worker_session_isolation'}],
+        'env': [{'name': 'ANSIBLE_WORKER_SESSION_ISOLATION'}],
+        'ini': [{'section': 'defaults', 'key': 'worker_session_isolation'}],
+    }
+}
+
 
 class LocalConnection(connection.MuxConnection):
     """In front of ansible.builtin.local. Modules run in the agent; commands and files need no machine but this one, so that the
     original's own methods are the shortest way and exactly the plain one."""
 
+    mux_definitions: t.ClassVar[dict[str, dict[str, t.Any]]] = {**connection.DEFINITIONS, **_TERMINAL}
+
     if t.TYPE_CHECKING:
         cwd: str | bytes | None
+
+    def mux_enabled(self) -> bool:
+        return super().mux_enabled() and bool(hops.option(self, 'worker_session_isolation', True))
 
     def mux_account(self, interpreter: str = '') -> path_pb2.Hop:
         return hops.local(interpreter)

@@ -311,9 +311,13 @@ class Acting(object):
             if self.known.get(self.uid, (None,))[0] != told:
                 self.learn(told)
             _, gid, groups = self.known[self.uid]
-            os.setgroups(groups)
-            os.setegid(gid)
-            os.seteuid(self.uid)
+            try:
+                os.setgroups(groups)
+                os.setegid(gid)
+                os.seteuid(self.uid)
+            except OSError:
+                self.__exit__()
+                raise
 
     def learn(self, told):
         """Takes the account's groups, which to ask for costs more than most of what is done as that account."""

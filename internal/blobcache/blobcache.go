@@ -6,7 +6,6 @@ import (
 	"container/list"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"sync"
 )
 
@@ -21,18 +20,6 @@ func (d Digest) String() string { return hex.EncodeToString(d[:]) }
 
 // IsZero reports whether d names nothing.
 func (d Digest) IsZero() bool { return d == Digest{} }
-
-// ParseDigest reads what String wrote.
-func ParseDigest(s string) (Digest, error) {
-	var d Digest
-	if len(s) != hex.EncodedLen(len(d)) {
-		return Digest{}, fmt.Errorf("cannot read digest: %d characters instead of %d", len(s), hex.EncodedLen(len(d)))
-	}
-	if _, err := hex.Decode(d[:], []byte(s)); err != nil {
-		return Digest{}, fmt.Errorf("cannot read digest: %w", err)
-	}
-	return d, nil
-}
 
 // Cache holds blobs up to a number of bytes and forgets the least recently used first. Pinned blobs stay whatever happens, and
 // so does the one put last: the cache may exceed its size by these. It is safe for concurrent use.

@@ -14,26 +14,8 @@ func TestDigest(t *testing.T) {
 	if got := Sum(nil).String(); got != emptySum {
 		t.Errorf("Sum(nil) = %s", got)
 	}
-	for name, c := range map[string]struct {
-		in string
-		ok bool
-	}{
-		"whole":     {emptySum, true},
-		"empty":     {"", false},
-		"short":     {emptySum[:62], false},
-		"long":      {emptySum + "00", false},
-		"not hex":   {"zz" + emptySum[2:], false},
-		"with tail": {emptySum[:63] + "\n", false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			d, err := ParseDigest(c.in)
-			if (err == nil) != c.ok {
-				t.Fatalf("error is %v", err)
-			}
-			if c.ok && d != Sum(nil) || !c.ok && !d.IsZero() {
-				t.Errorf("got %s", d)
-			}
-		})
+	if !(Digest{}).IsZero() || Sum(nil).IsZero() {
+		t.Error("only the zero digest names nothing")
 	}
 }
 

@@ -172,6 +172,28 @@ func (d Dir) Sweep(own string) error {
 		}
 		lock.Release()
 	}
+	return d.sweepNotes()
+}
+
+// sweepNotes removes the plugins' notes of sockets that are not there any more.
+func (d Dir) sweepNotes() error {
+	entries, err := os.ReadDir(d.path)
+	if err != nil {
+		return fmt.Errorf("cannot list notes: %w", err)
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), "socket-of-") {
+			continue
+		}
+		note := filepath.Join(d.path, e.Name())
+		socket, err := os.ReadFile(note)
+		if err != nil {
+			continue // another has been quicker
+		}
+		if _, err := os.Lstat(string(socket)); errors.Is(err, fs.ErrNotExist) {
+			_ = os.Remove(note)
+		}
+	}
 	return nil
 }
 

@@ -150,6 +150,10 @@ func TestSweep(t *testing.T) {
 	longAgo := time.Now().Add(-2 * keepLogs)
 	check(t, os.Chtimes(olderLog(dir.LogFile("dead")), longAgo, longAgo))
 	write(t, dir.Path()+"/unrelated")
+	write(t, dir.Path()+"/socket-of-half.123")
+	for _, version := range []string{"live", "dead"} {
+		check(t, os.WriteFile(dir.Path()+"/socket-of-"+version, []byte(dir.Socket(version)), 0o600))
+	}
 	lock, err := dir.Lock("live")
 	check(t, err)
 	defer lock.Release()
@@ -158,7 +162,7 @@ func TestSweep(t *testing.T) {
 
 	want := []string{
 		"agent-live.sock", "agent-own.sock", "mux-dead.log", "mux-live.lock", "mux-live.log", "mux-live.log.1", "mux-live.sock",
-		"mux-own.log", "mux-own.log.1", "mux-own.sock", "unrelated",
+		"mux-own.log", "mux-own.log.1", "mux-own.sock", "socket-of-live", "unrelated",
 	}
 	if got := names(t, dir); !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)

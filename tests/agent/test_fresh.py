@@ -183,6 +183,23 @@ assert act('1') == (1, 4712, [5, 4712]) and act('65534') == (65534, 4711, [5, 47
 files[0], accounts[65534] = 2, 4713
 assert act('65534') == act('65534') == (65534, 4713, [5, 4713]) and asked == [65534, 1, 65534]
 assert act('') == mine[1:3] + (sorted(mine[3]),) and len(asked) == 3
+
+# One that this machine has not.
+accounts[7] = 4714
+becoming = os.seteuid
+
+def refuse(uid):
+    if uid:
+        raise OSError(22, 'not here')
+    becoming(uid)
+
+os.seteuid = refuse
+try:
+    act('7')
+    raise AssertionError('it is there')
+except OSError:
+    pass
+assert (os.getuid(), os.geteuid(), os.getegid(), os.getgroups()) == mine
 print('well')
 '''
 

@@ -246,6 +246,31 @@ def test_fork_that_fails(start):
     assert agent.command('true').code == 0
 
 
+@pytest.mark.parametrize('terminal', [b'0', b'1', b'2'])
+def test_descriptors_run_out(start, terminal):
+    """Wherever in its making a job has none left, it leaves none behind."""
+    agent = start()
+    import resource
+
+    def count():
+        return len(os.listdir('/proc/%d/fd' % agent.process.pid))
+
+    def outcome():
+        result = agent.result(agent.open(SPAWN, (1, b'true'), (2, terminal)))
+        return result.failure or result.code
+
+    outcome()
+    before = count()
+    seen = []
+    for room in range(12):
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (before + room, 4096))
+        seen.append(outcome())
+        resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (1024, 4096))
+        eventually(lambda: count() == before)
+    assert (seen[0], seen[-1]) == ('fork', 0)
+    assert set(seen) <= {'fork', 255, 0}, 'the child may have none left either'
+
+
 def spawn(agent, terminal, script):
     return agent.open(SPAWN, (1, b'sh'), (1, b'-c'), (1, script), (2, terminal))
 

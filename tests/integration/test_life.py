@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,3 +148,27 @@ def test_names_that_do_nothing_here_are_warned_of_once(fresh: Site) -> None:
     assert run.rc == 0, run.said()
     said = " ".join(run.stderr.split())
     assert [said.count(word) for word in ("mitogen_ssh_compression has no effect", "MITOGEN_SAVE_PIDS has no effect", "isolation")] == [1, 1, 0], run.said()
+
+
+TERMINAL = """#!{python}
+import os, pty, sys
+sys.exit(os.waitstatus_to_exitcode(pty.spawn(["{ansible}", *sys.argv[1:]])))
+"""
+
+
+@pytest.mark.parametrize("name", ["plain", "linear"])
+def test_a_task_that_wants_the_terminal_has_it(site: Site, binary: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if site.version() < (2, 21):
+        pytest.skip("up to 2.20 nobody can ask for it")
+    wrapper = site.base / "on-a-terminal"
+    wrapper.write_text(TERMINAL.format(python=sys.executable, ansible=site.ansible))
+    wrapper.chmod(0o755)
+    monkeypatch.setattr(site, "ansible", wrapper)
+    tasks = [
+        {action: "exec 3<>/dev/tty && test -t 3", "vars": {"ansible_worker_session_isolation": isolated}, "ignore_errors": True}
+        for action in ("shell", "raw")
+        for isolated in (False, True)
+    ]
+    host = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    run = site.play(WAYS[name], {"h": host}, play(*tasks))
+    assert [status for status, _ in run.results("h")] == ["ok", "failed"] * 2, run.said()
