@@ -61,9 +61,12 @@ def _make_tmp_path(original: t.Callable[..., str], ours: Ours) -> t.Callable[...
         def explain(message: str) -> t.NoReturn:
             shell.tmpdir = None
             self._connection.mux_plan(None)
-            original(self, remote_user)  # raises what there is to say
+            try:
+                original(self, remote_user)  # raises what there is to say
+            except AnsibleError as error:
+                raise error from None
             self._remove_tmp_path(shell.tmpdir)
-            raise AnsibleConnectionFailure(f'Failed to create temporary directory. {message}')
+            raise AnsibleConnectionFailure(f'Failed to create temporary directory. {message}') from None
 
         self._connection.mux_plan(errands.Folder(path, foreign, _is_core(self, _PASSING), explain, self._connection.mux_depth()))
         self._cleanup_remote_tmp = True

@@ -78,6 +78,10 @@ class _Loop:
         self.error: BaseException | None = None
         self.follows = _may_follow(executor)
         """Whether an item may begin on the target before the controller knows what the one before it has come to."""
+        task = executor._task
+        self.registered = sameness.registered(task)
+        """The names of what an item leaves for those after it."""
+        self.renders = isolation.plugin(task.action, task.collections) == 'template'
         self.first = _Runner(self, executor)
         self.second: _Second | None = None
         self._twin = loops.Twin(executor, host_task.copy_task(executor._task))
@@ -142,6 +146,12 @@ class _Loop:
         if (other := self.other(runner)) is not None:
             other.outdated = True
 
+    def catch_up(self, runner: _Runner) -> None:
+        """The runner's item, which has its turn, sees what the one before it has left, whoever ran that."""
+        other = self.other(runner)
+        if self.registered and other is not None and runner.item - 1 in other.ran:
+            self._twin.catch_up(runner is self.first, self.registered, other.ran.index(runner.item - 1))
+
     def other(self, runner: _Runner) -> _Runner | None:
         """The one with whom it takes turns."""
         return self.second if runner is self.first else self.first
@@ -191,7 +201,7 @@ class _Runner:
         self.brought = False
         """Whether its item has brought variables."""
         self.outdated = False
-        """Whether the other one's has, after its own had begun."""
+        """Whether its item may have been made of less than there is now."""
         self.lead = following.Lead(judged=compat.MASKS_SECRETS)  # only a good result says that it tells of no secrets
         self.left = False
         """Whether its item's first request has left before its turn."""
@@ -220,7 +230,7 @@ class _Runner:
         self.wake.clear()
         self.outbox.hold()
         if item == self._loop.ended:
-            self.wait()
+            self._come()
 
     def finish(self) -> None:
         """Has no item any more."""
@@ -237,7 +247,8 @@ class _Runner:
         self._loop.begin_second()
 
     def looking(self) -> None:
-        """Then the item has all that the one before it has brought."""
+        """What does not name a variable may see it all the same, and what the item before it registers it has not: it will begin anew."""
+        self.outdated = self.outdated or bool(self._loop.registered)
 
     def supposes(self, holds: t.Callable[[], bool]) -> bool:
         """Its connection has the answers that another item got."""
@@ -248,7 +259,7 @@ class _Runner:
         if not self._loop.follows:
             return
         other = self._loop.other(self)
-        if not self.has_come() and other is not None and other.item == self.item - 1 and not self.files.may_be(other.lead.writes):
+        if not self.has_come() and other is not None and other.item == self.item - 1 and not (self.files.may_be(other.lead.writes) or self._names_it()):
             self.left = other.lead.guides(request)
         self.lead.asks(request, decides, writes)
 
@@ -265,16 +276,30 @@ class _Runner:
                 self.wake.wait()
             self.wake.clear()
         self._look()
+        self._come()
+
+    def _come(self) -> None:
+        """Its turn has."""
         self._may = True
         self.outbox.release()
 
     def _look(self) -> None:
         """Raises Dropped if what the item was made of has changed. Of what has left nothing can be taken back."""
-        if self._loop.over or self.outdated or not (self.left or self.files.unchanged()):
+        if self._loop.over or self.outdated or not (self.left or (self.files.unchanged() and not self._names_it())):
             self.dropped = True
             raise Dropped
 
+    def _names_it(self) -> bool:
+        """Whether a file that it renders, or one that this includes, may see what the item before it registers: it does not matter only where it has been
+        rendered and does not say so."""
+        loop = self._loop
+        if not loop.renders or not loop.registered:
+            return False
+        return not self.files.may_be('') or self.files.say(sameness.naming(loop.registered, *sameness.COMPUTED))
+
     def _execute(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        if self.has_come():
+            self._loop.catch_up(self)
         try:
             try:
                 result = type(self.executor)._execute(self.executor, *args, **kwargs)

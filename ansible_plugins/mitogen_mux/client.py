@@ -180,16 +180,25 @@ class _Wire:
         """Whether it will carry another call, after what the daemon has said since the last one."""
         try:
             while self.last is None:
-                self.receive()
-        except BlockingIOError:
-            return True
+                if self.receive() is None:
+                    return True
         except (OSError, h2.exceptions.ProtocolError):
             pass
         return False
 
-    def receive(self) -> list[h2.events.Event]:
-        """What the daemon says. Raises BlockingIOError if that is nothing yet, and ConnectionResetError if it never will be anything."""
-        data = self.sock.recv(1 << 17)
+    def send(self, data: memoryview) -> int:
+        """How many bytes have left: none if the daemon has to read first."""
+        try:
+            return self.sock.send(data)
+        except BlockingIOError:
+            return 0
+
+    def receive(self) -> list[h2.events.Event] | None:
+        """What the daemon says; None: nothing yet. Raises ConnectionResetError if it never will say anything."""
+        try:
+            data = self.sock.recv(1 << 17)
+        except BlockingIOError:
+            return None
         if not data:
             raise ConnectionResetError('the daemon closed it')
         self.heard = True
@@ -293,20 +302,16 @@ class _Call:
     def _flush(self) -> None:
         data = memoryview(self._h2.data_to_send())
         while data:
-            try:
-                data = data[self._sock.send(data) :]
+            if sent := self._wire.send(data):
+                data = data[sent:]
                 self._left = True
-            except BlockingIOError:
+            else:
                 self._wait(select.POLLOUT)
 
     def _receive(self) -> None:
         self._flush()
-        while True:
-            try:
-                events = self._wire.receive()
-                break
-            except BlockingIOError:
-                self._wait(select.POLLIN)
+        while (events := self._wire.receive()) is None:
+            self._wait(select.POLLIN)  # whatever interrupts this has nothing to do with an error, which the core would show
         for event in events:
             self._handle(event)
         if self._refused() and not self.ended:

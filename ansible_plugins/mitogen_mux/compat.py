@@ -440,6 +440,12 @@ def loop_context() -> t.Any:
     return _task.TaskContext.current() if hasattr(_task.TaskContext, 'create') else None
 
 
+def register_again(context: t.Any, names: t.Iterable[str], result: t.Any) -> None:
+    """A loop's state (of 2.21) gets a result that is not its own as what is registered, until it has one of its own again."""
+    context.update_task_vars(dict.fromkeys(names, result.as_result_dict()))
+    context._registered_vars_enabled = False
+
+
 def current_task(task: t.Any) -> contextlib.AbstractContextManager[t.Any]:
     """Makes a task the thread's current one, which no core before 2.19 asks for. Not for 2.21, where it belongs to a loop's state."""
     if BUILT_MODULE is None:

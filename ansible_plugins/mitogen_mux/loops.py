@@ -48,6 +48,15 @@ class Twin:
             mine, other = self._executor._job_vars, self.executor._job_vars
         (other if firsts else mine).update(mine if firsts else other)
 
+    def catch_up(self, firsts: bool, names: t.Iterable[str], number: int) -> None:
+        """What the other one has registered for the result of that number, the first one, if so asked, else the second, has registered too."""
+        if self._first is not None:
+            mine, other = (self._first, self._second) if firsts else (self._second, self._first)
+            compat.register_again(mine, names, other._raw_loop_results[number])
+        else:
+            mine, other = (self._executor, self.executor) if firsts else (self.executor, self._executor)
+            mine._job_vars.update({name: other._job_vars[name] for name in names if name in other._job_vars})
+
     def before_end(self, items: list[t.Any], order: Order) -> None:
         """Before the first one's loop ends: where the state knows the results, it gets all."""
         if self._executor._connection is None:

@@ -6,12 +6,14 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import stat
 import typing as t
 
 import jinja2
 from ansible import constants as C
 from ansible.parsing import dataloader
+from ansible.parsing.vault import is_encrypted
 from ansible.plugins.loader import lookup_loader
 from ansible.vars import hostvars
 
@@ -153,9 +155,24 @@ class Files:
         real = os.path.realpath(path)
         return any(os.path.realpath(seen) == real or os.path.realpath(seen).startswith(real + '/') for seen in self._seen)
 
+    def say(self, what: re.Pattern[str]) -> bool:
+        """Whether one of them says that; one that nobody but the core can read may."""
+        return any(_says(path, what) for path, identity in self._seen.items() if identity is not None)
+
     def unchanged(self) -> bool:
         """Whether all are what they were."""
         return all(_identity(path) == identity for path, identity in self._seen.items())
+
+
+def _says(path: str, what: re.Pattern[str]) -> bool:
+    if not os.path.isfile(path):
+        return False
+    try:
+        with open(path, encoding='utf-8') as file:
+            text = file.read()
+    except (OSError, UnicodeError):
+        return True
+    return is_encrypted(text) or bool(what.search(text))
 
 
 def _identity(path: str) -> _Identity:

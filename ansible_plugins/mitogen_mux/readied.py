@@ -26,9 +26,6 @@ MOST = 32
 _VARS_PLUGIN = 'ansible.builtin.host_group_vars'
 """The one that may be asked once more without anybody noticing."""
 
-_COMPUTED = (r'\bvars\b', r'\bhostvars\b', r'\b(lookup|query|q) *\(')
-"""In a template, what may see variables that it does not name."""
-
 
 class Workers(t.Protocol):
     """What begins threads."""
@@ -340,7 +337,7 @@ class Readied:
         """Whether it never looks at variables of these names: neither the task nor a template of the variables mentions them."""
         if self._renders or self._looks or sameness.judges(self._task):
             return False
-        said = sameness.naming(names, *_COMPUTED)
+        said = sameness.naming(names, *sameness.COMPUTED)
         task = host_task.copy_task(self._task)  # to be asked leaves traces on it
         own = {key: value for key, value in task.dump_attrs().items() if key != 'register'}
         return not sameness.says(said, own, '') and not sameness.says(said, variables, '{')

@@ -11,6 +11,9 @@ from . import compat
 
 _PLAIN = (str, bytes, int, float, bool, datetime.date, datetime.time, datetime.timedelta)
 
+COMPUTED = (r'\bvars\b', r'\bhostvars\b', r'\b(lookup|query|q) *\(')
+"""In a template, what may see variables that it does not name."""
+
 
 def same(one: t.Any, other: t.Any) -> bool:
     """Whether two values are equal, with their types and tags. What is not plain data is the same only if it is one object."""

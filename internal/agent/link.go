@@ -192,7 +192,7 @@ func (l *Link) Hello(ctx context.Context) (Hello, error) {
 	}
 }
 
-// Ping returns when the agent has answered.
+// Ping returns when the agent has answered, and so has read all that was sent before. Tests call it.
 func (l *Link) Ping(ctx context.Context) error {
 	l.mu.Lock()
 	if err := l.usable(); err != nil {

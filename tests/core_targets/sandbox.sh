@@ -34,7 +34,10 @@ else # the network is the real machine's
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 fi
 
+rm -f /usr/lib/python3*/EXTERNALLY-MANAGED # targets install with the system's pip
+[ ! -e /usr/share/i18n/locales/en_US ] || localedef -i en_US -f UTF-8 en_US.UTF-8
 rm -f /root/.bashrc /root/.bash_profile /root/.profile # whoever owns this machine, his shell's start is not part of a target
+mkdir -m 1777 /run/lock
 mkdir -p -m 700 /run/sshd /root/.ssh /root/.ansible/test
 key=/root/.ansible/test/id_rsa # where ansible-test looks for its own
 ssh-keygen -q -m PEM -t rsa -N '' -f "$key"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import select
 import shutil
 import signal
@@ -260,6 +261,18 @@ def test_stale_socket(stage: Site) -> None:
     assert list(stage.mux.glob("*.sock"))
     run = lone(stage)
     assert run.rc == 0, run.said()
+
+
+NO_FOLDER = {"copy": {"content": "x", "dest": "none"}, "vars": {"ansible_remote_tmp": "/proc/none"}}
+
+
+@pytest.mark.parametrize("task", [{"command": "sleep 30", "timeout": 1}, NO_FOLDER], ids=["timeout", "no folder"])
+def test_errors_are_printed_alike(stage: Site, task: dict[str, Any]) -> None:
+    said = []
+    for way in (PLAIN, OURS):
+        run = stage.play(way, {"bad": stage.host_vars(way, stage.login)}, play({**task, "ignore_errors": True, "ignore_unreachable": True}))
+        said.append(re.sub(r"/run\d+/|ansible-tmp-[\d.-]+", "", run.stdout + run.stderr))
+    assert said[0] == said[1]
 
 
 # --- in the middle of a task
