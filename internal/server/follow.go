@@ -16,6 +16,10 @@ import (
 // maxLeaders is how many named requests of a run are known at a time, those that have ended among them.
 const maxLeaders = 256
 
+// leaderWait is how long a request waits for one that it is to follow and that is not known. It was sent first, but each of a run's threads
+// has a connection of its own.
+const leaderWait = 100 * time.Millisecond
+
 // leader is a request as those see it that may follow it.
 type leader struct {
 	name  string
@@ -30,7 +34,8 @@ type leader struct {
 // leaders are the named requests of a run. The registry's lock guards them.
 type leaders struct {
 	byName map[string]*leader
-	names  []string // the oldest first
+	names  []string      // the oldest first
+	came   chan struct{} // closed when there is another; nil if nobody waits
 }
 
 // lead makes a request of a run known by its name.
@@ -55,17 +60,48 @@ func (r *registry) lead(id, name string, path hop.Path, steps int) (*leader, err
 	}
 	all.byName[name] = l
 	all.names = append(all.names, name)
+	if all.came != nil {
+		close(all.came)
+		all.came = nil
+	}
 	return l, nil
 }
 
-// leader returns a request by its name; nil if it is not known, or not any more.
-func (r *registry) leader(id, name string) *leader {
+// leader returns a request by its name; nil if it is not known any more, and does not come soon.
+func (r *registry) leader(ctx context.Context, id, name string) *leader {
+	late := time.NewTimer(leaderWait)
+	defer late.Stop()
+	for {
+		l, came := r.leaderOrNews(id, name)
+		if l != nil {
+			return l
+		}
+		select {
+		case <-came:
+		case <-late.C:
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// leaderOrNews returns a request by its name or, if it is not known, what is closed when there is another.
+func (r *registry) leaderOrNews(id, name string) (*leader, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if known, ok := r.byID[id]; ok {
-		return known.leaders.byName[name]
+	known, ok := r.byID[id]
+	if !ok {
+		return nil, nil
 	}
-	return nil
+	all := &known.leaders
+	if l := all.byName[name]; l != nil {
+		return l, nil
+	}
+	if all.came == nil {
+		all.came = make(chan struct{})
+	}
+	return nil, all.came
 }
 
 // forget makes the name of a request free.
@@ -140,10 +176,10 @@ func sameNode(a, b hop.Path) bool {
 }
 
 // relate takes what a request says of others. None follows itself: its own name is not known before.
-func (r *request) relate(in *muxv1.Request) (err error) {
+func (r *request) relate(ctx context.Context, in *muxv1.Request) (err error) {
 	r.judged = in.GetJudged()
 	if in.GetFollow() != nil {
-		r.follows = &followed{leader: r.server.runs.leader(r.run.ID, in.GetFollow().GetRequest()), deciding: in.GetFollow().GetSteps()}
+		r.follows = &followed{leader: r.server.runs.leader(ctx, r.run.ID, in.GetFollow().GetRequest()), deciding: in.GetFollow().GetSteps()}
 		if r.follows.leader == nil || !sameNode(r.follows.leader.path, r.path) {
 			return errNotBegun()
 		}

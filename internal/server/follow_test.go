@@ -80,7 +80,7 @@ func (d *daemon) send(t *testing.T, in *muxv1.Request, bodies ...*muxv1.Body) *p
 func (d *daemon) left(t *testing.T, node *agentNode, before agent.Stats, run, name string) {
 	t.Helper()
 	for ctx := within(t); ctx.Err() == nil; runtime.Gosched() {
-		if l := d.Server.runs.leader(run, name); l != nil && node.Stats().SentBytes > before.SentBytes {
+		if l, _ := d.Server.runs.leaderOrNews(run, name); l != nil && node.Stats().SentBytes > before.SentBytes {
 			if first, _ := l.asked([]uint32{0}); first != nil {
 				return
 			}
@@ -358,6 +358,34 @@ func TestFollowBad(t *testing.T) {
 	}
 	if err := ask("", "one", 1); err != nil {
 		t.Errorf("what may be followed: %v", err)
+	}
+}
+
+// Each of a run's threads has a connection of its own, and what was sent last may come first.
+func TestFollowOneThatComesLater(t *testing.T) {
+	d := start(t, newAgentNode(t))
+	log := filepath.Join(t.TempDir(), "log")
+	in := d.request(t, shell1("echo followed >>"+log))
+	second := d.send(t, follows(in, "one", 0))
+	for ctx := within(t); ; runtime.Gosched() {
+		d.Server.runs.mu.Lock()
+		waits := d.Server.runs.byID[in.GetRun()].leaders.came != nil
+		d.Server.runs.mu.Unlock()
+		if waits {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal("it does not wait")
+		}
+	}
+	if _, err := d.ask(t, leads(d.request(t, shell1("echo led >>"+log)), "one")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := done(log); got != "led followed" {
+		t.Errorf("%q was done", got)
 	}
 }
 

@@ -109,7 +109,7 @@ func (r *request) serve(ctx context.Context, in *muxv1.Request, allow func(step)
 		return err
 	}
 	defer r.tell()
-	if err := r.relate(in); err != nil {
+	if err := r.relate(ctx, in); err != nil {
 		return err
 	}
 	r.expectDiscovery()
