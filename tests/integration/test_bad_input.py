@@ -313,15 +313,16 @@ def test_agent_killed(stage: Site) -> None:
         assert "Traceback" not in run.said()
 
 
+def kill_daemon(site: Site, killed: list[int]) -> None:
+    """Notes which it was."""
+    killed.extend(site.daemons())
+    harness.end(killed)
+
+
 @pytest.mark.tier("smoke")
 def test_daemon_killed(stage: Site) -> None:
     killed: list[int] = []
-
-    def strike() -> None:
-        killed.extend(stage.daemons())
-        harness.end(killed)
-
-    with in_the_middle(stage, [HELLO], strike) as run:
+    with in_the_middle(stage, [HELLO], functools.partial(kill_daemon, stage, killed)) as run:
         assert statuses(run, "bad") == ["unreachable", "ok"], run.said()
         assert statuses(run, "good") == ["skipped", "ok"]
         assert "Traceback" not in run.said()
@@ -334,14 +335,10 @@ def test_daemon_killed_between_tasks(stage: Site) -> None:
     """Nobody asks it for anything then, so nobody needs to know."""
     killed: list[int] = []
 
-    def strike() -> None:
-        killed.extend(stage.daemons())
-        harness.end(killed)
-
     def asleep_here(line: str) -> dict[str, Any]:
         return {"debug": {"msg": "{{ lookup('pipe', '" + line + "') }}"}, "when": "inventory_hostname == 'bad'"}
 
-    with in_the_middle(stage, [HELLO, HELLO], strike, asleep_here) as run:
+    with in_the_middle(stage, [HELLO, HELLO], functools.partial(kill_daemon, stage, killed), asleep_here) as run:
         assert statuses(run, "bad") == ["ok", "ok", "ok"], run.said()
         assert statuses(run, "good") == ["ok", "skipped", "ok"]
         assert killed and not set(stage.daemons()) & set(killed)
