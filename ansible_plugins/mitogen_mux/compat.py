@@ -18,6 +18,7 @@ import typing as t
 from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor import interpreter_discovery, module_common
+from ansible.parsing import vault
 
 BUILT_MODULE: t.Any = getattr(module_common, '_BuiltModule', None)
 """What ``modify_module`` returns: a tuple (data, style, shebang) up to 2.18, this class since 2.19."""
@@ -52,6 +53,10 @@ def _lazy() -> tuple[type, ...]:
 
 LAZY = _lazy()
 """Containers whose items are templated when they are looked at: since 2.19."""
+
+
+ENCRYPTED: t.Any = getattr(vault, 'EncryptedString', ())
+"""A string of the vault, which has its tags beside it: since 2.19."""
 
 
 FINALIZERS: dict[str, t.Callable[[t.Any], bool]] = {}

@@ -23,12 +23,16 @@ def same(one: t.Any, other: t.Any) -> bool:
         return False
     if isinstance(one, _PLAIN):
         return bool(one == other)
+    if isinstance(one, compat.ENCRYPTED):
+        return bool(one._ciphertext == other._ciphertext)
     if isinstance(one, compat.LAZY):
         return False  # it would be templated
     if isinstance(one, dict):
         return len(one) == len(other) and _all_same(one, other) and _all_same(one.values(), other.values())
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and _all_same(one, other)
+    if isinstance(one, (set, frozenset)):
+        return list(map(id, one)) == list(map(id, other))  # a template may go through it
     return False
 
 
@@ -42,8 +46,10 @@ def differing(one: dict[str, t.Any], other: dict[str, t.Any]) -> set[str]:
     names = {name for name in one if name not in other or not (one[name] is other[name] or same(one[name], other[name]))}
     names.update(other.keys() - one.keys())
     if 'vars' in names and isinstance(one.get('vars'), dict) and isinstance(other.get('vars'), dict):
-        names.discard('vars')  # up to 2.18: all of them once more
-        names |= differing(one['vars'], other['vars'])
+        names.discard('vars')  # all of them once more, as they are up to 2.19, with a tag since 2.20
+        mine, others = one['vars'], other['vars']
+        names |= mine.keys() ^ others.keys()
+        names.update(name for name in mine.keys() & others.keys() - one.keys() if not same(mine[name], others[name]))
     return names
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 import runs
 from oracle import Difference, Oracle
@@ -29,6 +30,16 @@ def test_case(way: str, case: str, batches: Batches, oracle: Oracle, binary: Pat
     if case == cases[0]:
         differences += oracle.whole(way, plain, ours)
     check(differences)
+
+
+ELSEWHERE = {"community", "containers"}
+"""Cases that tests of their own run."""
+
+
+@pytest.mark.tier("smoke")
+def test_every_case_is_run() -> None:
+    index = yaml.safe_load((runs.CASES / "index.yml").read_text())
+    assert {file.stem for file in runs.CASES.glob("*.yml")} == {"index", *index, *ELSEWHERE}
 
 
 def test_plain_again(twin: str, batches: Batches, oracle: Oracle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import re
 import types
@@ -49,7 +50,9 @@ THING = Thing()
         (THING, THING, True),
         (THING, Thing(), False),
         ([THING], [THING], True),
-        ({1}, {1}, False),
+        ({1}, {1}, True),
+        ({1}, {2}, False),
+        ({('a', 'b')}, {tuple('ab')}, False),
     ],
 )
 def test_same(one: t.Any, other: t.Any, same: bool) -> None:
@@ -123,3 +126,29 @@ def test_variables_in_a_circle() -> None:
 @pytest.mark.parametrize(('register', 'names'), [(None, []), ('a', ['a']), ({'a': 'expression', 'b': 'other'}, ['a', 'b'])])
 def test_registered(register: t.Any, names: list[str]) -> None:
     assert sameness.registered(types.SimpleNamespace(register=register)) == names
+
+
+def test_what_is_encrypted_is_the_same_text() -> None:
+    tags = tagged()
+    one, other = (compat.ENCRYPTED(ciphertext=text) for text in ('one', 'other'))
+    origin = tags.Origin(description='here')
+    assert sameness.same(origin.tag(one), origin.tag(compat.ENCRYPTED(ciphertext='one')))
+    assert not sameness.same(one, other)
+    assert not sameness.same(one, origin.tag(one))
+
+
+@pytest.mark.parametrize('kind', ['encrypted', 'set', 'unknown'])
+def test_variables_once_more_are_as_they_are(kind: str) -> None:
+    """Since 2.20 they get a tag, and so are other objects each time."""
+    value: t.Any = {'set': {1, 2}, 'unknown': THING, 'encrypted': compat.ENCRYPTED and compat.ENCRYPTED(ciphertext='text')}[kind]
+
+    def variables(**more: t.Any) -> dict[str, t.Any]:
+        once = {'a': value, 'b': 1, **more}
+        return {**once, 'vars': {name: copy.copy(value) if value is THING else value for name, value in once.items()}}
+
+    assert sameness.differing(variables(), variables()) == set()
+    assert sameness.differing(variables(), variables(b=2)) == {'b'}
+    assert sameness.differing(variables(), variables(c=2)) == {'c'}
+    only = variables()
+    only['vars']['c'] = 3
+    assert sameness.differing(variables(), only) == {'c'}
