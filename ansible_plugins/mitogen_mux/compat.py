@@ -19,6 +19,7 @@ from ansible import constants as C
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.executor import interpreter_discovery, module_common
 from ansible.parsing import vault
+from ansible.parsing.yaml import objects
 
 BUILT_MODULE: t.Any = getattr(module_common, '_BuiltModule', None)
 """What ``modify_module`` returns: a tuple (data, style, shebang) up to 2.18, this class since 2.19."""
@@ -55,8 +56,8 @@ LAZY = _lazy()
 """Containers whose items are templated when they are looked at: since 2.19."""
 
 
-ENCRYPTED: t.Any = getattr(vault, 'EncryptedString', ())
-"""A string of the vault, which has its tags beside it: since 2.19."""
+ENCRYPTED: t.Any = getattr(vault, 'EncryptedString', None) or objects.AnsibleVaultEncryptedUnicode
+"""A string of the vault: another class up to 2.18."""
 
 
 FINALIZERS: dict[str, t.Callable[[t.Any], bool]] = {}

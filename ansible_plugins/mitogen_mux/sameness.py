@@ -32,7 +32,8 @@ def same(one: t.Any, other: t.Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and _all_same(one, other)
     if isinstance(one, (set, frozenset)):
-        return list(map(id, one)) == list(map(id, other))  # a template may go through it
+        others = {member: member for member in other}
+        return len(one) == len(others) and all(member in others and same(member, others[member]) for member in one)
     return False
 
 

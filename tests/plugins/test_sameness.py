@@ -52,7 +52,9 @@ THING = Thing()
         ([THING], [THING], True),
         ({1}, {1}, True),
         ({1}, {2}, False),
-        ({('a', 'b')}, {tuple('ab')}, False),
+        ({('a', 'b'), 1}, {1, tuple('ab')}, True),
+        ({('a', 1)}, {('a', True)}, False),
+        ({1}, {1, 2}, False),
     ],
 )
 def test_same(one: t.Any, other: t.Any, same: bool) -> None:
@@ -128,19 +130,22 @@ def test_registered(register: t.Any, names: list[str]) -> None:
     assert sameness.registered(types.SimpleNamespace(register=register)) == names
 
 
+def encrypted(text: str) -> t.Any:
+    return compat.ENCRYPTED(ciphertext=text)
+
+
 def test_what_is_encrypted_is_the_same_text() -> None:
-    tags = tagged()
-    one, other = (compat.ENCRYPTED(ciphertext=text) for text in ('one', 'other'))
-    origin = tags.Origin(description='here')
-    assert sameness.same(origin.tag(one), origin.tag(compat.ENCRYPTED(ciphertext='one')))
-    assert not sameness.same(one, other)
-    assert not sameness.same(one, origin.tag(one))
+    assert sameness.same(encrypted('one'), copy.deepcopy(encrypted('one')))
+    assert not sameness.same(encrypted('one'), encrypted('other'))
+    origin = tagged().Origin(description='here')
+    assert sameness.same(origin.tag(encrypted('one')), origin.tag(encrypted('one')))
+    assert not sameness.same(encrypted('one'), origin.tag(encrypted('one')))
 
 
 @pytest.mark.parametrize('kind', ['encrypted', 'set', 'unknown'])
 def test_variables_once_more_are_as_they_are(kind: str) -> None:
     """Since 2.20 they get a tag, and so are other objects each time."""
-    value: t.Any = {'set': {1, 2}, 'unknown': THING, 'encrypted': compat.ENCRYPTED and compat.ENCRYPTED(ciphertext='text')}[kind]
+    value: t.Any = {'set': {1, 2}, 'unknown': THING, 'encrypted': encrypted('text')}[kind]
 
     def variables(**more: t.Any) -> dict[str, t.Any]:
         once = {'a': value, 'b': 1, **more}
