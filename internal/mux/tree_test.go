@@ -343,6 +343,7 @@ func TestRoomForACommand(t *testing.T) {
 		time.Sleep(time.Second)
 		acquire(t, tree, r, "h1", sshHop("h1", "py2")).Release()
 		busy := acquire(t, tree, r, "h1", sshHop("h1", "py2"), becomeHop("root", "py2"))
+		synctest.Wait() // what has come up is Ready a moment later, and a command goes by the agent that was used last of those
 		w.transports[0].full = true
 		for _, want := range []string{"[ssh h1=ready ssh h1=ready sudo root=ready]", "[ssh h1=ready ssh h1=ready sudo root=ready]"} {
 			command := acquire(t, tree, r, "h1", sshHop("h1", ""))
