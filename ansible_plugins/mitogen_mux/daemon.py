@@ -169,7 +169,7 @@ class Session:
                     if not start:
                         continue
                     # One that is ending takes connections until its last moment: the program takes it for one that serves.
-                    if not (isinstance(error, NotSent) or error.kind == error_pb2.Error.DRAINING) or time.monotonic() > deadline:
+                    if not _nothing_ran(error) or time.monotonic() > deadline:
                         raise DaemonError(f'the mitogen-mux daemon at {path} refuses this run: {error.message}') from None
                     time.sleep(0.01)
                     continue
